@@ -1,0 +1,354 @@
+"""Laws of tables and figures, on fabricated results."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_results import make_results, make_run, remoe
+from moe.figures import KINDS, draw, select
+from moe.figures.intervals import mean_interval, paired_error
+from moe.figures.layout import latex, signed
+from moe.figures.metrics import METRICS
+from moe.figures.reported import attributes, find, load, parse_match, same
+from moe.figures.stages import settling_steps, stage_bounds
+from moe.figures.titles import headline
+from scipy import stats
+
+ROOT = Path(__file__).parent.parent
+REPORTED = ROOT / "config/reported"
+FIGURES = pd.read_csv(ROOT / "config/figures.tsv", sep="\t", dtype=str, keep_default_na=False)
+ROWS = {f"{row['paper']}/{row['figure']}": row for row in FIGURES.to_dict("records")}
+TABLES = [name for name in ROWS if "/table" in name]
+PICTURES = [name for name in ROWS if "/fig" in name]
+numbers = st.floats(-1e3, 1e3)
+
+
+def drawn(name, runs, results, folder, suffixes, scale="laptop"):
+    """Draw one row; returns the paths, by suffix."""
+    row = ROWS[name] if isinstance(name, str) else name
+    paths = {s: folder / row["paper"] / f"{row['figure']}.{s}" for s in suffixes.split()}
+    chosen = select(row["runs"], runs)
+    draw(row, chosen, scale=scale, reported=REPORTED, results=results, outputs=list(paths.values()))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """One seed of each run of the slice: (rows of the runs, folder)."""
+    folder = tmp_path_factory.mktemp("one")
+    return make_results(folder), folder
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory):
+    """Three seeds of each run."""
+    folder = tmp_path_factory.mktemp("three")
+    return make_results(folder, seeds=(0, 1, 2)), folder
+
+
+def cells(paths):
+    return pd.read_csv(paths["csv"], dtype={"interval": str, "printed": str}).set_index(
+        ["row", "column"]
+    )
+
+
+# --- intervals ---
+
+
+@given(st.lists(numbers, min_size=2, max_size=8))
+def test_interval_is_scipys_t_interval(values):
+    mean, half = mean_interval(values)
+    error = stats.sem(values)
+    if error > 1e-9:
+        low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=error)
+        assert mean - half == pytest.approx(low, rel=1e-6, abs=1e-6)
+        assert mean + half == pytest.approx(high, rel=1e-6, abs=1e-6)
+
+
+@given(st.lists(numbers, min_size=2, max_size=8), numbers)
+def test_a_constant_shift_moves_the_mean_and_not_the_interval(values, shift):
+    mean, half = mean_interval(values)
+    moved, same_half = mean_interval([v + shift for v in values])
+    assert moved == pytest.approx(mean + shift, abs=1e-6)
+    assert same_half == pytest.approx(half, abs=1e-6)
+
+
+def test_one_value_has_no_interval():
+    assert mean_interval([3.0]) == (3.0, None)
+
+
+def test_paired_error_of_one_task_is_the_standard_error():
+    values = np.random.default_rng(0).normal(size=50)
+    assert paired_error([values]) == pytest.approx(stats.sem(values))
+    assert paired_error([values, [1.0]]) is None
+    assert paired_error([values, values]) == pytest.approx(stats.sem(values) / np.sqrt(2))
+
+
+# --- stages and settling time ---
+
+
+def test_settling_time_is_the_first_crossing_that_stays():
+    rise = np.concatenate([np.linspace(0.4, 0.87, 110), np.full(200, 0.875)])
+    assert settling_steps(rise, 0.875) == 110
+
+
+def test_an_overshoot_counts_until_the_series_comes_back():
+    # lambda_0 = 1: above the target from step 8 on, back at step 92, which the paper counts
+    S = np.concatenate([np.linspace(0.5, 0.86, 8), np.full(84, 0.99), np.full(200, 0.874)])
+    assert settling_steps(S, 0.875) == 92
+
+
+def test_an_oscillation_around_the_target_settles():
+    t = np.arange(400)
+    S = np.where(t < 60, 0.5, 0.875 + 0.05 * np.sin(t))
+    assert settling_steps(S, 0.875) in range(58, 66)
+
+
+@pytest.mark.parametrize(
+    "series",
+    [np.full(300, 0.5), np.linspace(0.4, 0.9, 40), np.r_[np.full(99, 0.5), np.full(99, 0.99)]],
+    ids=["stays dense", "shorter than the window", "stays too sparse"],
+)
+def test_what_never_settles_has_no_settling_time(series):
+    assert settling_steps(series, 0.875) is None
+
+
+@given(st.integers(1, 80), st.integers(1, 80))
+def test_stages_are_in_order_and_cut_at_a_half(first, second):
+    S = np.r_[np.full(first, 0.4), np.full(second, 0.7), np.full(100, 0.876)]
+    assert stage_bounds(S, 0.875) == (first, first + second)
+
+
+# --- reported numbers ---
+
+
+def test_printed_numbers_are_matched_by_columns():
+    pages = load(REPORTED, ["remoe_table8"])
+    match = parse_match("{router: router, size: size, experts: experts, tokens: snapshot}")
+    relu = find(pages, match, attributes(remoe("relu", "ReMoE"), "30B"), "average")
+    dense = find(pages, match, attributes(remoe("none", "Dense", 1), "30B"), "average")
+    assert (relu.text, relu.where, dense.text) == ("40.03", "table 8", "38.20")
+    assert find(pages, match, attributes(remoe("relu", "ReMoE"), "10B"), "average") is None
+
+
+@pytest.mark.parametrize(
+    ("stem", "match", "change", "metric", "printed"),
+    [
+        ("remoe_table9", "{router: router, experts: experts}", {"experts": 32}, "average", "41.58"),
+        (
+            "remoe_table10",
+            "{router: router, granularity: granularity}",
+            {"granularity": 64},
+            "average",
+            "41.69",
+        ),
+        ("remoe_table3", "{lambda0: lambda0}", {"options": "lambda0: 1.0e-16"}, "settling_time", "138"),
+        ("rmoe_table6", "{router: label, cell: cell, split: =test, dataset: =enwik8}", {}, "bpc", None),
+        (
+            "rmoe_table4",
+            "{router: label, size: =medium, split: =test}",
+            {"label": "RMoE"},
+            "bpc",
+            "1.116",
+        ),
+    ],
+)
+def test_later_tables_need_rows_only(stem, match, change, metric, printed):
+    values = attributes({**remoe("relu", "ReMoE"), **change})
+    found = find(load(REPORTED, [stem]), parse_match(match), values, metric)
+    assert (found and found.text) == printed
+
+
+def test_a_match_that_fits_several_numbers_is_refused():
+    pages = load(REPORTED, ["remoe_table8"])
+    with pytest.raises(ValueError, match="several printed numbers"):
+        find(pages, {"router": "router"}, attributes(remoe("relu", "ReMoE")), "average")
+
+
+@given(st.integers(-10**6, 10**6))
+def test_numbers_are_compared_as_numbers(value):
+    assert same(f"{value}.0", value) and same(f"{value:e}" if value == 0 else str(value), value)
+
+
+# --- tables ---
+
+
+def test_difference_is_measured_minus_reported_and_empty_where_not_run(made, tmp_path):
+    for name in TABLES:
+        table = pd.read_csv(drawn(name, *made, tmp_path, "csv")["csv"])
+        both = table.dropna(subset=["reported", "measured"])
+        assert len(both)
+        assert np.allclose(both["difference"], both["measured"] - both["reported"].astype(float))
+        one = table[table["reported"].isna() | table["measured"].isna()]
+        assert one["difference"].isna().all()
+
+
+def test_tasks_that_were_not_run_are_empty_and_named(made, tmp_path):
+    paths = drawn("remoe/table2", *made, tmp_path, "csv md tex")
+    table = cells(paths)
+    assert table.loc[("ReMoE", "arc_easy/acc"), "reported"] == 46.68
+    assert pd.isna(table.loc[("ReMoE", "arc_easy/acc"), "measured"])
+    assert pd.isna(table.loc[("ReMoE", "mean_accuracy"), "measured"])
+    assert table.loc[("ReMoE", "local_cloze/acc"), "interval"] == "one seed"
+    assert pd.isna(table.loc[("ReMoE", "local_cloze/acc"), "reported"])
+    text = paths["md"].read_text()
+    assert "arc_challenge/acc" in text and "not run" in text and "local_cloze†" in text
+
+
+def test_table2_sets_the_families_of_topk_apart(made, tmp_path):
+    table = cells(drawn("remoe/table2", *made, tmp_path, "csv"))
+    assert table.loc[("dMoE", "mean_accuracy"), "reported"] == 39.67  # not 39.53 of the longer run
+    assert table.loc[("dMoE", "valid_loss"), "reported"] == 1.937
+    assert table.loc[("Dense", "valid_loss"), ["reported", "printed"]].tolist() == [2.042, "figure 6a"]
+
+
+def test_a_mean_needs_all_of_its_tasks(tmp_path):
+    tasks = dict.fromkeys(
+        "arc_challenge arc_easy boolq hellaswag lambada_openai piqa race".split(), 20
+    )
+    run = remoe("relu", "ReMoE")
+    spec = {**ROWS["remoe/table2"], "runs": "router == 'relu'"}
+    whole = make_run(tmp_path / "whole", run, tasks=tasks)
+    table = cells(drawn(spec, [whole], tmp_path, tmp_path / "a", "csv"))
+    each = table["measured"].iloc[:7]
+    assert table.loc[("ReMoE", "mean_accuracy"), "measured"] == pytest.approx(each.mean())
+    del tasks["race"]
+    part = make_run(tmp_path / "part", run, tasks=tasks)
+    table = cells(drawn(spec, [part], tmp_path, tmp_path / "b", "csv"))
+    assert table["measured"].iloc[:6].notna().all()
+    assert pd.isna(table.loc[("ReMoE", "mean_accuracy"), "measured"])
+
+
+def test_several_seeds_give_a_mean_and_an_interval(seeded, tmp_path):
+    runs, folder = seeded
+    table = cells(drawn("remoe/table2", runs, folder, tmp_path, "csv"))
+    losses = [
+        pd.read_csv(folder / f"runs/remoe-182m-relu/seed-{s}/validation.csv")["loss"].iloc[-1]
+        for s in range(3)
+    ]
+    cell = table.loc[("ReMoE", "valid_loss")]
+    mean, half = mean_interval(losses)
+    assert (cell["seeds"], cell["measured"]) == (3, pytest.approx(mean))
+    assert float(cell["interval"]) == pytest.approx(half)
+
+
+def test_seeds_of_the_run_restrict_what_is_read(seeded, tmp_path):
+    runs = [{**run, "seeds": [1]} for run in seeded[0]]
+    table = cells(drawn("remoe/table2", runs, seeded[1], tmp_path, "csv"))
+    assert table.loc[("ReMoE", "valid_loss"), "seeds"] == 1
+
+
+def test_rmoe_table3_is_ordered_as_in_the_paper(made, tmp_path):
+    table = cells(drawn("rmoe/table3", *made, tmp_path, "csv"))
+    rows = list(dict.fromkeys(row for row, _ in table.index))
+    assert rows == ["20B, SMoE", "20B, RMoE", "40B, SMoE", "40B, RMoE"]
+    assert table.loc[("40B, RMoE", "mean_accuracy"), "reported"] == 55.31
+    assert table.loc[("20B, SMoE", "seconds_per_step"), "reported"] == 48.87
+    assert table.loc[("20B, SMoE", "seconds_per_step"), "measured"] == pytest.approx(0.1)
+
+
+def test_backbones_beside_the_paper_and_the_shapes_of_the_scale(made, tmp_path):
+    table = cells(drawn("remoe/table1", *made, tmp_path, "csv"))
+    assert table.loc[("182M", "active_params"), "measured"] == pytest.approx(182.471424)
+    assert table.loc[("978M", "total_params"), "reported"] == 5730
+    assert pd.isna(table.loc[("182M at scale laptop", "hidden_size"), "reported"])
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_names_its_scale_in_every_form(name, made, tmp_path):
+    paths = drawn(name, *made, tmp_path, "csv md tex")
+    title = headline(ROWS[name], "laptop")
+    assert "at scale laptop (not the paper's size)" in title
+    assert title in paths["md"].read_text() and title in paths["tex"].read_text()
+    tex = paths["tex"].read_text()
+    assert all(rule in tex for rule in (r"\toprule", r"\midrule", r"\bottomrule"))
+    assert tex.count("{") == tex.count("}")
+    body = tex.split(r"\midrule", 1)[1].split(r"\bottomrule")[0]
+    widths = {line.count("&") - line.count(r"\&") for line in body.splitlines() if "&" in line}
+    assert len(widths) == 1
+
+
+def test_titles():
+    assert headline({"paper": "remoe", "figure": "table2"}, "laptop") == (
+        "Table 2 of ReMoE at scale laptop (not the paper's size)"
+    )
+    assert headline({"paper": "rmoe", "figure": "fig13"}, "paper") == (
+        "Figure 13 of RMoE at scale paper"
+    )
+    assert headline({"paper": "rmoe", "figure": "extra-crossing"}, "gpu").startswith("Extra crossing")
+
+
+def test_numbers_in_words():
+    assert (signed(-0.0001, 2), signed(0.5, 1), signed(-2, 0)) == ("0.00", "+0.5", "−2")
+    assert latex("5 % of a_b & ±") == r"5 \% of a\_b \& $\pm$"
+
+
+# --- figures ---
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_figure_drawn_again_is_the_same_to_the_byte(name, made, tmp_path):
+    first = drawn(name, *made, tmp_path / "a", "svg png csv")
+    again = drawn(name, *made, tmp_path / "b", "svg png csv")
+    for suffix, path in first.items():
+        assert path.read_bytes() == again[suffix].read_bytes(), suffix
+    assert headline(ROWS[name], "laptop").replace("'", "&#x27;") in first["svg"].read_text().replace(
+        "'", "&#x27;"
+    )
+    assert first["png"].read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_figures_take_several_seeds_and_short_runs(name, seeded, tmp_path):
+    assert len(pd.read_csv(drawn(name, *seeded, tmp_path, "svg csv")["csv"]))
+    short = make_results(tmp_path / "short", steps=12)
+    assert len(pd.read_csv(drawn(name, short, tmp_path / "short", tmp_path, "png csv")["csv"]))
+
+
+def test_fig3_has_every_step_and_the_moments_from_step_100_on(made, tmp_path):
+    data = pd.read_csv(drawn("remoe/fig3", *made, tmp_path, "csv")["csv"])
+    metrics = pd.read_csv(made[1] / "runs/remoe-182m-relu/seed-0/metrics.csv")
+    assert data["sparsity"].tolist() == metrics["sparsity"].tolist()
+
+
+def test_fig4_separates_the_loss_from_its_coefficient(made, tmp_path):
+    data = pd.read_csv(drawn("remoe/fig4", *made, tmp_path, "csv")["csv"])
+    assert np.allclose(data["l_reg"] * data["l1_lambda"], data["lambda_l_reg"])
+
+
+def test_a_missing_file_of_a_run_is_named(made, tmp_path):
+    runs = [{**run, "folder": str(tmp_path / "none")} for run in made[0]]
+    with pytest.raises(ValueError, match="run remoe-182m-relu: .*no seed-"):
+        drawn("remoe/fig3", runs, made[1], tmp_path, "svg")
+    (tmp_path / "none/seed-0").mkdir(parents=True)
+    with pytest.raises(ValueError, match="metrics.csv is missing"):
+        drawn("remoe/fig3", runs, made[1], tmp_path, "svg")
+    with pytest.raises(ValueError, match="backbones.csv is missing"):
+        drawn("remoe/table1", made[0], tmp_path, tmp_path, "md")
+
+
+def test_every_kind_and_metric_is_there():
+    import importlib
+
+    for kind in KINDS.values():
+        module, function = kind.draws.split(":")
+        assert callable(getattr(importlib.import_module(f"moe.figures.{module}"), function))
+    assert all(metric.printed and callable(metric.read) for metric in METRICS.values())
+
+
+def test_importing_the_checks_is_cheap():
+    heavy = "torch pandas matplotlib seaborn scipy numpy.linalg._never".split()
+    code = f"import sys, moe.figures, moe.claims; print([m for m in {heavy!r} if m in sys.modules])"
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT / "workflow",
+    )
+    assert out.stdout.strip() == "[]"

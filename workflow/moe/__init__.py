@@ -1,0 +1,1 @@
+"""Mixture-of-Experts routing: routers, experts, models, training, scoring and figures of two papers."""

@@ -1,0 +1,60 @@
+"""Parameters, FLOPs and utilisation of a model, counted rather than estimated."""
+
+from torch import nn
+
+# Dense bf16 peak of a device, FLOP/s, from its datasheet; a device that is not here has no MFU.
+PEAK_FLOPS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA L40S": 362e12,
+}
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """Trainable and frozen parameters: in all, of the router alone, of the embeddings (input and output)."""
+    router = getattr(model, "router", None)
+    embeddings = [p for name, p in model.named_parameters() if name in ("embed.weight", "head.weight")]
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "router_parameters": sum(p.numel() for p in router.parameters()) if router is not None else 0,
+        "embedding_parameters": sum(p.numel() for p in embeddings),
+    }
+
+
+def forward_flops(
+    tokens: int,
+    *,
+    width: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    expert_width: int,
+    vocabulary: int,
+    active_experts: float = 1.0,
+) -> float:
+    """FLOPs of one forward pass over one sequence of `tokens`.
+
+    2 · tokens · (matmul parameters + output head) + 4 · tokens² · width · layers: attention is not halved for causality
+    and the router is left out, as in ReMoE's table 1. active_experts: experts of expert_width per token, which may be a
+    measured mean.
+    """
+    attention = 2 * width * width + 2 * width * (width // heads) * kv_heads
+    feed_forward = 3 * width * expert_width * active_experts
+    matmuls = layers * (attention + feed_forward) + width * vocabulary
+    return 2 * tokens * matmuls + 4 * tokens**2 * width * layers
+
+
+def training_flops(tokens: int, **shape: float) -> float:
+    """FLOPs of forward and backward: three forwards."""
+    return 3 * forward_flops(tokens, **shape)
+
+
+def utilisation(flops_per_second: float, device_name: str, devices: int = 1) -> float | None:
+    """Model FLOPs utilisation in (0, 1); None on an unknown device or for a figure that cannot be true."""
+    known = [name for name in PEAK_FLOPS if device_name.startswith(name)]
+    if not known:
+        return None
+    mfu = flops_per_second / (PEAK_FLOPS[max(known, key=len)] * devices)
+    return mfu if 0 < mfu < 1 else None

@@ -1,0 +1,79 @@
+"""The claims page: claims.md for readers, claims.csv for programs."""
+
+import pandas as pd
+
+from moe.figures.layout import plain, signed
+from moe.figures.metrics import METRICS
+from moe.figures.titles import PAPERS
+
+COLUMNS = ["paper", "claim", "part", "says", "statement", "kind", "left", "right", "metric", "unit", "snapshot", "margin", "reported_left", "reported_right", "reported_difference", "printed", "measured_left", "measured_right", "difference", "interval", "seeds", "uncertainty", "verdict", "overall", "figure", "note"]
+
+LEGEND = """\
+A part **holds** if the 95 % interval of its difference excludes zero on the claimed side (for a number
+said to be near another: if its interval lies within the stated band), is **contradicted** if the interval
+lies on the other side (outside the band), and is **inconclusive** otherwise. With several seeds the
+interval is the t interval of the differences paired by seed. With one seed the only uncertainty there is
+comes from the evaluation text (paired by window or document, normal 95 %); it does not know how much
+another seed would change, and the verdict says "one seed". A claim holds if all of its parts do and is
+contradicted if any part is."""
+
+
+def csv(parts: list[dict]) -> str:
+    """A line a part."""
+    return pd.DataFrame(parts, columns=COLUMNS).to_csv(index=False)
+
+
+def markdown(parts: list[dict], scale: str) -> str:
+    """Title with the scale, a table of verdicts, then each claim with its parts."""
+    size = "" if scale == "paper" else " (not the paper's size)"
+    lines = [f"# The papers' claims at scale {scale}{size}", "", LEGEND, ""]
+    if scale != "paper":
+        lines += [f"Every verdict is about the models of scale {scale}, not about the paper's.", ""]
+    claims = {}
+    for part in parts:
+        claims.setdefault((part["paper"], part["claim"]), []).append(part)
+    lines += ["| claim | the paper says, in our words | verdict |", "| --- | --- | --- |"]
+    for (paper, claim), each in claims.items():
+        link = f"[{PAPERS[paper]} {claim}](#{PAPERS[paper].lower()}-claim-{claim})"
+        lines.append(f"| {link} | {each[0]['says']} | {_overall(each)} |")
+    for (paper, claim), each in claims.items():
+        lines += ["", f"## {PAPERS[paper]} claim {claim}", "", f"{each[0]['says']}", ""]
+        lines += [f"**{_overall(each)}**", ""]
+        lines += ["| part | reported | measured | uncertainty | verdict | figure |"]
+        lines += ["| --- | --- | --- | --- | --- | --- |"]
+        lines += [_row(part) for part in each]
+        notes = dict.fromkeys(f"{part['part']}: {part['note']}." for part in each if part["note"])
+        lines += ["", *(f"* {note}" for note in notes)] if notes else []
+    return "\n".join(lines) + "\n"
+
+
+def _overall(parts: list[dict]) -> str:
+    seeds = {part["seeds"] for part in parts}
+    return parts[0]["overall"] + (" (one seed)" if seeds == {1} else "")
+
+
+def _row(part: dict) -> str:
+    decimals = METRICS[part["metric"]].decimals
+    reported = _sum(part["reported_left"], part["reported_right"], part["reported_difference"], decimals)
+    if reported and part["printed"]:
+        reported += f" ({part['printed']})"
+    measured = _sum(part["measured_left"], part["measured_right"], part["difference"], decimals)
+    if measured and part["interval"] is not None:
+        measured += f" ± {plain(part['interval'], decimals)}"
+    unit = f" {part['unit']}" if part["unit"] not in ("", "fraction") else ""
+    link = f"[{part['figure']}]({part['paper']}/{part['figure']}.{_suffix(part['figure'])})"
+    statement = f"{part['part']}: {part['statement']}"
+    cells = [statement, reported, measured + unit if measured else "not measured"]
+    cells += [part["uncertainty"], part["verdict"], link if part["figure"] else ""]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _sum(left, right, difference, decimals: int) -> str:
+    """ "1.921 − 1.937 = −0.016"; empty where nothing is known."""
+    if difference is None:
+        return ""
+    return f"{plain(left, decimals)} − {plain(right, decimals)} = {signed(difference, decimals)}"
+
+
+def _suffix(figure: str) -> str:
+    return "svg" if figure.startswith("fig") else "md"

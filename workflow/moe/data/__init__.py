@@ -1,0 +1,24 @@
+"""Corpora: text -> documents -> token files -> batches.
+
+`fetch` brings what lies on the hub, `prepare` writes a folder, `Corpus` opens it, `Windows` and
+`held_out` cut it into sequences, `make_local_tasks` makes small evaluation tasks of its test split.
+"""
+
+from moe.data.corpus import Corpus
+from moe.data.definition import check, load_definition
+from moe.data.hub import fetch, needs_fetch
+from moe.data.prepare import prepare
+from moe.data.tasks import make_local_tasks
+from moe.data.windows import Windows, held_out
+
+__all__ = [
+    "Corpus",
+    "Windows",
+    "check",
+    "fetch",
+    "held_out",
+    "load_definition",
+    "make_local_tasks",
+    "needs_fetch",
+    "prepare",
+]

@@ -1,0 +1,164 @@
+"""A corpus definition (config/corpora/*.yaml): which keys exist, and one sentence for what is wrong.
+
+The JSON schema beside the tables describes the same keys for readers and editors; a test keeps the
+two together. The checks live here because a schema cannot name the nearest valid key.
+"""
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+
+import yaml
+
+# kind -> (required keys, optional keys with defaults)
+SOURCES = {
+    "local": ({}, {"domains": None, "limit_mb": None}),
+    "files": ({"folder": str}, {"text": "text", "domain": None, "patterns": None}),
+    "hub": (
+        {"name": str, "split": str, "revision": str},
+        {"config": None, "text": "text", "domain": None, "files": None, "limit_bytes": None},
+    ),
+}
+TOKENIZERS = {
+    "bytes": ({}, {}),
+    "bpe": ({"vocabulary": int}, {"sample_mb": 64}),
+    "file": ({"path": str}, {"end_of_text": "<|endoftext|>"}),
+    "hub": (
+        {"name": str, "revision": str},
+        {"file": "tokenizer.json", "end_of_text": "<|endoftext|>"},
+    ),
+}
+SPLITS = ("train", "valid", "test")
+SPLIT_WEIGHTS = {"train": 969, "valid": 30, "test": 1}  # ReMoE's, in thousandths
+LOCAL_DOMAINS = ("python", "cpp", "prose", "examples")
+SMALLEST_BPE = 257  # every byte and the end of text
+
+
+def nearest(word, known):
+    """The end of a message about an unknown `word`: the nearest of `known`, else all of them."""
+    known = [str(k) for k in known]
+    close = get_close_matches(str(word), known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(known[:12])}" if known else "there is none"
+
+
+def load_definition(path):
+    """Read and check the YAML file of a corpus; ValueError names the file and what is wrong in it."""
+    path = Path(path)
+    try:
+        definition = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        others = [p.name for p in path.parent.glob("*.yaml")]
+        raise ValueError(
+            f"{path}: no such corpus definition; {nearest(path.name, others)}"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: not readable as YAML: {reason}") from None
+    return check(definition, where=str(path))
+
+
+def check(definition, *, where="corpus definition"):
+    """The definition with every default filled in; ValueError in one sentence where it is wrong."""
+    if not isinstance(definition, dict):
+        raise ValueError(f"{where}: expected keys source, tokenizer, split, got {definition!r}")
+    _known_keys(
+        definition, ("source", "tokenizer", "split"), where, required=("source", "tokenizer")
+    )
+    source = _part(definition["source"], SOURCES, f"{where}: source")
+    tokenizer = _part(definition["tokenizer"], TOKENIZERS, f"{where}: tokenizer")
+    for part, name in ((source, "source"), (tokenizer, "tokenizer")):
+        if part["kind"] == "hub":
+            check_revision(part["revision"], part["name"], f"{where}: {name}.revision")
+    if source["kind"] == "local":
+        _check_local(source, f"{where}: source")
+    if tokenizer["kind"] == "bpe":
+        _check_bpe(tokenizer, f"{where}: tokenizer")
+    if source["kind"] == "hub":
+        _check_positive(source["limit_bytes"], f"{where}: source.limit_bytes")
+    for key in ("patterns", "files"):
+        value = source.get(key)
+        if value is not None and not (
+            isinstance(value, list) and value and all(isinstance(v, str) for v in value)
+        ):
+            raise ValueError(
+                f"{where}: source.{key} is {value!r}, expected a list of file patterns"
+            )
+    split = _check_split(definition.get("split", SPLIT_WEIGHTS), f"{where}: split")
+    return {"source": source, "tokenizer": tokenizer, "split": split}
+
+
+def check_revision(revision, name, where):
+    """Refuse a revision that does not pin: branches, tags, short hashes and placeholders move or lie."""
+    pinned = re.fullmatch(r"[0-9a-f]{40}", str(revision)) and len(set(str(revision))) > 4
+    if not pinned:
+        raise ValueError(
+            f"{where} is {revision!r}, expected the 40 hexadecimal digits of a commit of {name}:"
+            " copy them from the history of its files, since a branch or a tag may move"
+        )
+
+
+def _part(part, kinds, where):
+    if not isinstance(part, dict) or "kind" not in part:
+        raise ValueError(f"{where} is {part!r}, expected a key `kind`, one of {', '.join(kinds)}")
+    kind = part["kind"]
+    if kind not in kinds:
+        raise ValueError(f"{where}.kind is {kind!r}, which is unknown; {nearest(kind, kinds)}")
+    required, optional = kinds[kind]
+    _known_keys(part, ("kind", *required, *optional), where, required=required)
+    for key, expected in required.items():
+        if not isinstance(part[key], expected) or isinstance(part[key], bool):
+            raise ValueError(f"{where}.{key} is {part[key]!r}, expected {expected.__name__}")
+    for key, default in optional.items():
+        if isinstance(default, str) and not isinstance(part.get(key, default), str):
+            raise ValueError(f"{where}.{key} is {part[key]!r}, expected str")
+    return {**optional, **part}
+
+
+def _known_keys(given, known, where, *, required):
+    for key in given:
+        if key not in known:
+            raise ValueError(f"{where} has the unknown key {key!r}; {nearest(key, known)}")
+    for key in required:
+        if key not in given:
+            raise ValueError(f"{where} lacks the key {key!r}")
+
+
+def _check_local(source, where):
+    for domain in source["domains"] or ():
+        if domain not in LOCAL_DOMAINS:
+            hint = nearest(domain, LOCAL_DOMAINS)
+            raise ValueError(f"{where}.domains has {domain!r}, which is unknown; {hint}")
+    _check_positive(source["limit_mb"], f"{where}.limit_mb")
+
+
+def _check_bpe(tokenizer, where):
+    if tokenizer["vocabulary"] < SMALLEST_BPE:
+        raise ValueError(
+            f"{where}.vocabulary is {tokenizer['vocabulary']}, expected at least {SMALLEST_BPE}"
+            " (256 bytes and the end of text)"
+        )
+    if tokenizer["sample_mb"] is None:
+        raise ValueError(f"{where}.sample_mb is empty, expected a number of megabytes")
+    _check_positive(tokenizer["sample_mb"], f"{where}.sample_mb")
+
+
+def _check_positive(value, where):
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        raise ValueError(f"{where} is {value!r}, expected a number above 0")
+
+
+def _check_split(split, where):
+    if not isinstance(split, dict):
+        raise ValueError(f"{where} is {split!r}, expected weights of train, valid and test")
+    _known_keys(split, SPLITS, where, required=SPLITS)
+    for name in SPLITS:
+        weight = split[name]
+        if isinstance(weight, bool) or not isinstance(weight, int) or weight < 0:
+            raise ValueError(f"{where}.{name} is {weight!r}, expected a whole number, 0 or more")
+    if split["train"] == 0:
+        raise ValueError(f"{where}.train is 0, expected a weight above 0")
+    return {name: split[name] for name in SPLITS}

@@ -1,0 +1,64 @@
+"""Experts applied to gated tokens: dispatch by sorting, grouped matrix products, combine. No token is dropped.
+
+Shape letters: T tokens, D model width, E experts, F expert width, N routed (token, expert) pairs, sorted by expert.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Pairs(NamedTuple):
+    """The N routed pairs, sorted by expert and then by token; memory is linear in N."""
+
+    token_N: Tensor
+    gate_N: Tensor
+    ends_E: Tensor  # int32: where each expert's pairs end
+
+
+def route_pairs(gates_TE: Tensor) -> Pairs:
+    """Every positive gate becomes a pair; tokens without experts and experts without tokens simply have none."""
+    gates_ET = gates_TE.t()
+    expert_N, token_N = gates_ET.nonzero(as_tuple=True)  # row-major, hence sorted by expert
+    ends_E = (gates_ET > 0).sum(1).cumsum(0).to(torch.int32)
+    return Pairs(token_N, gates_ET[expert_N, token_N], ends_E)
+
+
+class Experts(nn.Module):
+    """E feed-forward networks SwiGLU_e(v) = W_out (silu(W_gate v) · W_up v), without biases (both papers' decoders)."""
+
+    def __init__(self, experts: int, width: int, expert_width: int):
+        super().__init__()
+        self.in_EDF = nn.Parameter(torch.empty(experts, width, 2 * expert_width))  # W_gate beside W_up
+        self.out_EFD = nn.Parameter(torch.empty(experts, expert_width, width))
+
+    def forward(self, x_TD: Tensor, gates_TE: Tensor) -> Tensor:
+        """y_t = Σ_e gate_te · SwiGLU_e(x_t), [T, D]; a token without experts gets zeros."""
+        pairs = route_pairs(gates_TE)
+        y_ND = self.apply_sorted(x_TD.index_select(0, pairs.token_N), pairs.ends_E)
+        return combine(y_ND, pairs, x_TD.shape[0])
+
+    def apply_sorted(self, x_ND: Tensor, ends_E: Tensor) -> Tensor:
+        """Each expert on its own consecutive rows of x_ND, which end at ends_E."""
+        if (
+            x_ND.shape[0] == 0
+        ):  # nothing routed: keep the weights in the graph, so that their gradient is zero, not None
+            return x_ND + 0 * (self.in_EDF.sum() + self.out_EFD.sum()).to(x_ND.dtype)
+        gate_NF, up_NF = grouped_product(x_ND, self.in_EDF, ends_E).chunk(2, -1)
+        return grouped_product(F.silu(gate_NF) * up_NF, self.out_EFD, ends_E)
+
+
+def grouped_product(x_NI: Tensor, w_EIO: Tensor, ends_E: Tensor) -> Tensor:
+    """Each group of rows times its own matrix, [N, O]; ends_E says where the groups end."""
+    if x_NI.dtype == torch.float64:  # grouped_mm knows no doubles; gradient checks need them
+        rows_E = ends_E.diff(prepend=ends_E.new_zeros(1)).tolist()
+        return torch.cat([rows @ w for rows, w in zip(x_NI.split(rows_E), w_EIO, strict=True)])
+    return F.grouped_mm(x_NI, w_EIO, offs=ends_E)
+
+
+def combine(y_ND: Tensor, pairs: Pairs, tokens: int) -> Tensor:
+    """Weigh the experts' outputs by their gates and add them up per token, [T, D]."""
+    weighted_ND = y_ND * pairs.gate_N.to(y_ND.dtype)[:, None]
+    return y_ND.new_zeros(tokens, y_ND.shape[1]).index_add(0, pairs.token_N, weighted_ND)

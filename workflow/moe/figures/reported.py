@@ -1,0 +1,123 @@
+"""The numbers that the papers printed (config/reported/*.csv), matched to our runs by columns."""
+
+import csv
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from moe.figures.wrong import wrong
+
+
+class Printed(NamedTuple):
+    """A printed number: as a number, as printed, its unit, where it stands, what disagrees with it."""
+
+    value: float
+    text: str
+    unit: str
+    where: str
+    note: str
+
+
+def stems(cell) -> list[str]:
+    """File stems in a `reported` cell, in order of preference: the first that prints a number wins."""
+    return str(cell or "").split()
+
+
+def parse_match(cell) -> dict[str, str]:
+    """The `match` cell, a YAML mapping from a column of the reported files to where its value comes from.
+
+    `router: label` compares with an attribute of the run (a column of runs.tsv, of its setup or of its
+    options, or `snapshot`), `stage: =pretrain` with a constant, `setting: "{size} E=8"` with text made
+    from attributes. Errors: ValueError if it is not a mapping of names to text.
+    """
+    try:
+        match = yaml.safe_load(str(cell or "") or "{}")
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(match, dict):
+        raise ValueError("not a mapping such as {router: router, tokens: snapshot}")
+    return {str(column): str(source) for column, source in match.items()}
+
+
+def load(folder: Path, names: list[str]) -> list[list[dict]]:
+    """The rows of each file, all cells as text (a token of ReMoE's table 12 is called NULL)."""
+    pages = []
+    for name in names:
+        with open(Path(folder) / f"{name}.csv", encoding="utf-8", newline="") as file:
+            pages.append(list(csv.DictReader(file)))
+    return pages
+
+
+def attributes(run: dict, snapshot: str = "") -> dict:
+    """What a reported column may be compared with: the run's columns, its options, and the snapshot."""
+    options = run.get("options") or {}
+    if isinstance(options, str):
+        options = yaml.safe_load(options) or {}
+    return {**(options if isinstance(options, dict) else {}), **run, "snapshot": snapshot}
+
+
+def same(printed: str, ours) -> bool:
+    """Equal as numbers where both are numbers (1e-8 and 0.00000001), otherwise as text."""
+    if isinstance(ours, bool):
+        ours = "yes" if ours else "no"
+    try:
+        return math.isclose(float(printed), float(ours), rel_tol=1e-9)
+    except (TypeError, ValueError):
+        return str(printed) == str(ours)
+
+
+def resolve(source: str, values: dict):
+    """The value that one entry of a match stands for; None where the run has no such attribute."""
+    if source.startswith("="):
+        return source[1:]
+    if "{" in source:
+        try:
+            return source.format(**values)
+        except KeyError:
+            return None
+    return values.get(source)
+
+
+def find(pages: list[list[dict]], match: dict, values: dict, metric: str) -> Printed | None:
+    """The number printed for one metric of one run, or None.
+
+    A column named in `match` that a file lacks does not restrict that file, and an empty cell fits any
+    run (table 3 of RMoE prints a speed once for both token counts); where some rows fit exactly, those
+    count. Errors: ValueError if what fits are different numbers.
+    """
+    wanted = {"metric": f"={metric}", **match}
+    for rows in pages:
+        fits = []
+        for row in rows:
+            cells = [(row[c], resolve(s, values)) for c, s in wanted.items() if c in row]
+            if all(printed == "" or same(printed, ours) for printed, ours in cells):
+                fits.append((sum(printed == "" for printed, _ in cells), row))
+        if fits:
+            best = min(loose for loose, _ in fits)
+            rows = [row for loose, row in fits if loose == best]
+            if len({row["value"] for row in rows}) > 1:
+                some = ", ".join(row["value"] for row in rows[:4])
+                raise ValueError(f"{metric} fits several printed numbers ({some}): match more columns")
+            return _printed(rows[0])
+    return None
+
+
+def _printed(row: dict) -> Printed:
+    place = "table" if "table" in row else "figure" if "figure" in row else "source"
+    where = f"{place} {row[place]}"
+    if row[place] == "text":
+        section = row["section"]
+        where = f"caption of {section}" if section.startswith("Fig.") else f"section {section}"
+    return Printed(float(row["value"]), row["value"], row.get("unit", ""), where, row.get("note", ""))
+
+
+def columns_of(folder: Path, name: str, *, file, row) -> tuple[list[str], set[str]]:
+    """Columns and metrics of one reported file; ValueError naming the table's row if there is none."""
+    path = Path(folder) / f"{name}.csv"
+    if not path.is_file():
+        known = sorted(p.stem for p in Path(folder).glob("*.csv"))
+        raise wrong(file, row, "reported", name, "is no file of reported numbers", known)
+    rows = load(folder, [name])[0]
+    return list(rows[0]), {r.get("metric", "") for r in rows}

@@ -1,0 +1,158 @@
+"""Tables of runs against what the paper printed, and the table of backbones."""
+
+import pandas as pd
+
+from moe.figures.check import text
+from moe.figures.intervals import mean_interval
+from moe.figures.kinds import BACKBONE
+from moe.figures.layout import Table
+from moe.figures.metrics import LOCAL, columns_of, metric_of
+from moe.figures.records import records, snapshots_of
+from moe.figures.reported import attributes, find, load, parse_match, stems
+from moe.figures.titles import headline, seeds_sentence
+
+BACKBONE_HEADERS = {
+    "active_params": ("dense parameters (million)", 3),
+    "total_params": ("with E = 8 (million)", 3),
+    "flops_per_sequence": ("GFLOPs a sequence", 2),
+    "hidden_size": ("width", 0),
+    "num_layers": ("layers", 0),
+    "num_heads": ("heads", 0),
+    "num_query_groups": ("KV groups", 0),
+}
+
+
+def runs_table(spec, runs, *, scale, reported, results) -> Table:
+    """Rows are runs (at one or several snapshots), columns are metrics.
+
+    A cell of the CSV has the printed number, the measured mean over seeds, their difference (measured −
+    reported) and the half-width of the 95 % interval. What was not run is empty.
+    """
+    seeds = {run["run"]: records(run) for run in runs}
+    columns = columns_of(text(spec, "y"), [r for each in seeds.values() for r in each])
+    tasks = [column for column in columns if "/" in column]
+    metrics = {column: metric_of(column, tasks) for column in columns}
+    pages = load(reported, stems(text(spec, "reported")))
+    match = parse_match(text(spec, "match"))
+    names, cells = [], []
+    for run, snapshot in _rows(spec, runs, seeds):
+        values = attributes(run, snapshot)
+        names.append(", ".join(str(values[word]) for word in text(spec, "x").split()))
+        if names[-1] in names[:-1]:
+            where = f"{spec['paper']}/{spec['figure']}"
+            raise ValueError(f"{where}: two rows are called {names[-1]!r}; name more columns in x.")
+        for column, metric in metrics.items():
+            printed = find(pages, match, values, metric.printed)
+            measured = [metric.read(record, snapshot) for record in seeds[run["run"]]]
+            cells.append(_cell(names[-1], column, metric.unit, printed, measured))
+    return Table(
+        title=f"{headline(spec, scale)}: {text(spec, 'title')}",
+        corner=", ".join(text(spec, "x").split()),
+        rows=names,
+        columns={c: (_header(c, metric), metric.decimals) for c, metric in metrics.items()},
+        cells=cells,
+        caption=text(spec, "caption"),
+        notes=_notes(cells, columns, scale),
+    )
+
+
+def _rows(spec, runs, seeds) -> list[tuple[dict, str]]:
+    """(run, snapshot) of every row; grouped by snapshot where `x` begins with it, as in the paper."""
+    asked = text(spec, "snapshots").split()
+    rows = []
+    for run in runs:
+        made = snapshots_of(seeds[run["run"]][0])
+        missing = [label for label in asked if label not in made]
+        if missing:
+            problem = f"has no snapshot {missing[0]!r}, only {', '.join(made)}"
+            raise ValueError(f"{spec['paper']}/{spec['figure']}: run {run['run']} {problem}.")
+        rows += [(run, label) for label in (asked or made[-1:])]
+    if text(spec, "x").startswith("snapshot"):
+        order = list(dict.fromkeys(asked or (label for _, label in rows)))
+        rows.sort(key=lambda row: order.index(row[1]))
+    return rows
+
+
+def _cell(row: str, column: str, unit: str, printed, measured: list) -> dict:
+    """One tidy record; measured, difference and interval are None unless every seed has a value."""
+    known = bool(measured) and all(value is not None for value in measured)
+    mean, half = mean_interval(measured) if known else (None, None)
+    return {
+        "row": row,
+        "column": column,
+        "unit": printed.unit if printed else unit,
+        "reported": printed.value if printed else None,
+        "text": printed.text if printed else None,
+        "measured": mean,
+        "difference": mean - printed.value if known and printed else None,
+        "seeds": len(measured) if known else None,
+        "interval": half,
+        "printed": printed.where if printed else None,
+        "note": printed.note if printed else None,
+    }
+
+
+def _header(column: str, metric) -> str:
+    mark = "†" if column.startswith(LOCAL) else ""
+    return f"{metric.header}{mark}" + (f" ({metric.unit})" if metric.unit else "")
+
+
+def _notes(cells: list[dict], columns: list[str], scale: str) -> list[str]:
+    ran = {cell["column"] for cell in cells if cell["measured"] is not None}
+    empty = [c for c in columns if c not in ran and "/" in c]
+    notes = ["Lines: the number that the paper printed, ours, and their difference (ours − paper)."]
+    notes.append(seeds_sentence(cell["seeds"] for cell in cells if cell["seeds"]))
+    if empty:
+        notes.append(f"Left empty, because not run here (no data or no time): {', '.join(empty)}.")
+        notes.append("The mean is left empty unless all of its tasks were run.")
+    if any(c.startswith(LOCAL) for c in columns):
+        notes.append(
+            "† Tasks of this project, made from held-out text of the corpus; they are none of the "
+            "benchmarks of the paper, and the paper has no number for them."
+        )
+    if scale != "paper" and any(cell["difference"] is not None for cell in cells):
+        notes.append(
+            f"Model, corpus and schedule are those of scale {scale}; the differences set them beside "
+            "the paper's and are no failure to reproduce it."
+        )
+    return notes
+
+
+def backbones_table(spec, runs, *, scale, reported, results) -> Table:
+    """The models of a paper at its own size, beside what it printed, and their shapes at this scale.
+
+    Reads results/{scale}/backbones.csv: paper, setup, size, scale_of_row and the columns of BACKBONE.
+    """
+    path = results / "backbones.csv"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing.")
+    frame = pd.read_csv(path, keep_default_na=False)
+    chosen = text(spec, "y").split()
+    for column in ["paper", "setup", "size", "scale_of_row", *(BACKBONE[c][0] for c in chosen)]:
+        if column not in frame:
+            raise ValueError(f"{path} has no column {column!r}.")
+    pages = load(reported, stems(text(spec, "reported")))
+    match = parse_match(text(spec, "match"))
+    frame = frame[frame["paper"] == spec["paper"]]
+    frame = frame.sort_values("scale_of_row", key=lambda s: s != "paper", kind="stable")
+    names, cells = [], []
+    for row in frame.drop_duplicates(["size", "scale_of_row"]).to_dict("records"):
+        own = row["scale_of_row"] == "paper"
+        names.append(f"{row['size']}" if own else f"{row['size']} at scale {row['scale_of_row']}")
+        for column in chosen:
+            source, factor = BACKBONE[column]
+            printed = find(pages, match, row, column) if own else None
+            cells.append(_cell(names[-1], column, "", printed, [float(row[source]) * factor]))
+            cells[-1]["seeds"] = None  # computed from the shape, not measured
+    notes = ["Ours are computed from the shapes; the paper cuts its numbers instead of rounding."]
+    if any(" at scale " in name for name in names):
+        notes.append(f"Rows 'at scale {scale}' are what the same setup means at this scale.")
+    return Table(
+        title=f"{headline(spec, scale)}: {text(spec, 'title')}",
+        corner="size",
+        rows=names,
+        columns={c: BACKBONE_HEADERS[c] for c in chosen},
+        cells=cells,
+        caption=text(spec, "caption"),
+        notes=notes,
+    )

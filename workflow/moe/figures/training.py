@@ -1,0 +1,228 @@
+"""Figures of a training, read from every step's row of metrics.csv (ReMoE, figures 3, 4 and 5)."""
+
+import numpy as np
+import pandas as pd
+
+from moe.figures.check import text
+from moe.figures.intervals import mean_interval
+from moe.figures.metrics import EXCLUDED_STEPS, sparsities
+from moe.figures.records import records, target_sparsity
+from moe.figures.reported import find, load, parse_match, stems
+from moe.figures.stages import stage_bounds
+from moe.figures.style import BLACK, BLUE, GREEN, RED, Picture, colour, counts, line, panels
+from moe.figures.titles import headline, seeds_sentence
+
+STAGE_SHADES = {"I": "#fbe3d3", "II": "#fdf3dc", "III": "#e6f1ea"}
+SMOOTHING = 0.02  # share of the steps that a smoothed point of a training curve averages
+
+
+def _one_run(spec, runs) -> dict:
+    if len(runs) != 1:
+        where = f"{spec['paper']}/{spec['figure']}"
+        raise ValueError(f"{where}: kind {spec['kind']} shows one run, its query selects {len(runs)}.")
+    return runs[0]
+
+
+def _frames(run: dict) -> pd.DataFrame:
+    """metrics.csv of every seed, one under the other, with columns run and seed in front."""
+    each = [r.steps().assign(run=run["run"], seed=r.seed) for r in records(run)]
+    frame = pd.concat(each, ignore_index=True)
+    return frame[["run", "seed", *(c for c in frame if c not in ("run", "seed"))]]
+
+
+def sparsity(spec, runs, *, scale, reported, results) -> Picture:
+    """Sparsity of every single step, neither averaged nor sampled, and its mean and std (figure 3)."""
+    run = _one_run(spec, runs)
+    target = target_sparsity(run)
+    data = _frames(run)[["run", "seed", text(spec, "x"), "sparsity"]]
+    moments = [_moments(sparsities(record)) for record in records(run)]
+    pages, match = load(reported, stems(text(spec, "reported"))), parse_match(text(spec, "match"))
+    printed = [find(pages, match, run, f"sparsity_{m}") for m in ("mean", "std")]
+    figure, _ = panels(2, 1, width=7.2, height=4.6, sharex=True)
+    whole, close = figure.axes
+    for axis in (whole, close):
+        for position, (_, each) in enumerate(data.groupby("seed")):
+            x, y = each[text(spec, "x")].to_numpy(), each["sparsity"].to_numpy()
+            line(axis, x, y, color=RED, linewidth=0.7, alpha=1 if position == 0 else 0.35)
+        axis.axhline(target, color=BLACK, linestyle="--", linewidth=0.9)
+    whole.set(ylabel="sparsity", ylim=(min(0.45, data["sparsity"].min() - 0.02), 1.0))
+    whole.set_title("(a) every step")
+    whole.set_xlim(data[text(spec, "x")].min(), data[text(spec, "x")].max())
+    counts(close)
+    late = data[data.groupby("seed").cumcount() >= EXCLUDED_STEPS]["sparsity"]
+    reach = max(0.02, 1.15 * float((late - target).abs().max()) if len(late) else 0.02)
+    close.set(xlabel=text(spec, "x"), ylabel="sparsity", ylim=(target - reach, target + reach))
+    close.set_title(f"(b) the same, close to 1 − k/E = {target:g} (dashed)")
+    note = _sparsity_note(moments, printed)
+    return Picture(figure, data, headline(spec, scale), text(spec, "title"), [note, text(spec, "caption")])
+
+
+def _moments(series) -> tuple[float, float] | None:
+    late = series[EXCLUDED_STEPS:]
+    return (float(late.mean()), float(late.std())) if len(late) else None
+
+
+def _sparsity_note(moments: list, printed: list) -> str:
+    paper = f"; the paper: mean {printed[0].text}, std {printed[1].text}" if all(printed) else ""
+    if None in moments:
+        return f"Too short for a mean from step {EXCLUDED_STEPS} on{paper}."
+    mean, half = mean_interval(m for m, _ in moments)
+    std = np.mean([s for _, s in moments])
+    over = "" if half is None else f" ± {half:.4f} (95 % over {len(moments)} seeds)"
+    one = " (one seed)" if half is None else ""
+    return f"From step {EXCLUDED_STEPS} on: mean {mean:.4f}{over}, std {std:.4f}{one}{paper}."
+
+
+def stages(spec, runs, *, scale, reported, results) -> Picture:
+    """The three stages (figure 4): (a) sparsity and λ, (b) LM loss, L_reg and λ·L_reg.
+
+    Left the first steps, right all the others. L_reg = router_loss / λ, as λ·L_reg is what is added.
+    """
+    run = _one_run(spec, runs)
+    x = text(spec, "x")
+    frame = _frames(run)
+    frame["l_reg"] = frame["router_loss"] / frame["l1_lambda"]
+    data = frame[["run", "seed", x, "loss", "l_reg", "router_loss", "sparsity", "l1_lambda"]].rename(
+        columns={"router_loss": "lambda_l_reg"}
+    )
+    shown = data[data["seed"] == data["seed"].iloc[0]].reset_index(drop=True)
+    second, third = stage_bounds(shown["sparsity"], target_sparsity(run))
+    split = min(len(shown), max(20, 2 * (third or len(shown) // 4)))
+    figure, axes = panels(2, 2, width=7.2, height=5.4, sharey="row", sharex="col", width_ratios=[1.25, 1])
+    for column, part in enumerate((shown[:split], shown[split:])):
+        last = column == 1
+        if part.empty:
+            axes[0, column].set_axis_off()
+            axes[1, column].set_axis_off()
+            continue
+        _shade(axes[:, column], shown[x].to_numpy(), second, third, part[x].to_numpy())
+        _sparsity_and_lambda(axes[0, column], part, x, run, shown["l1_lambda"], last or split == len(shown))
+        _losses(axes[1, column], part, x, legend=not last)
+        axes[1, column].set_xlabel(x)
+        axes[0, column].set_title("(a) sparsity and λ: the first steps" if not last else "(a) the rest")
+        axes[1, column].set_title("(b) losses: the first steps" if not last else "(b) the rest")
+    counted = len(records(run))
+    notes = [
+        _stage_note(second, third, shown[x].to_numpy()),
+        "One seed." if counted == 1 else f"Seed {shown['seed'][0]} of {counted}; the CSV has all.",
+        text(spec, "caption"),
+    ]
+    return Picture(figure, data, headline(spec, scale), text(spec, "title"), [" ".join(notes)])
+
+
+def _stage_note(second: int, third: int | None, steps) -> str:
+    if third is None:
+        return f"Stage I lasts {second} steps; the sparsity does not settle in {len(steps)} steps."
+    lasts = f"Stage I lasts {second} steps, stage II {third - second}"
+    return f"{lasts}, stage III from step {steps[third]} on."
+
+
+def _shade(axes, steps, second, third, inside) -> None:
+    """Colour the stages behind the lines, and name those wide enough to be named."""
+    edges = [0, second, len(steps) if third is None else third, len(steps)]
+    for name, start, end in zip(["I", "II", "III"], edges[:-1], edges[1:], strict=True):
+        low = max(float(inside[0]), float(steps[min(start, len(steps) - 1)]))
+        high = min(float(inside[-1]), float(steps[min(end, len(steps) - 1)]))
+        if end <= start or high <= low:
+            continue
+        for axis in axes:
+            axis.axvspan(low, high, color=STAGE_SHADES[name], linewidth=0, zorder=0)
+        if (high - low) > 0.04 * (inside[-1] - inside[0]):
+            place = {"transform": axes[0].get_xaxis_transform(), "size": 8, "color": "#444444"}
+            axes[0].text((low + high) / 2, 0.03, name, ha="center", va="bottom", **place)
+    for axis in axes:
+        axis.set_xlim(inside[0], inside[-1])
+        counts(axis)
+
+
+def _sparsity_and_lambda(axis, part, x, run, all_lambda, named: bool) -> None:
+    line(axis, part[x].to_numpy(), part["sparsity"].to_numpy(), color=RED, linewidth=1)
+    axis.axhline(target_sparsity(run), color=BLACK, linestyle="--", linewidth=0.8)
+    axis.set_ylim(0, 1)
+    if axis.get_subplotspec().is_first_col():
+        axis.set_ylabel("sparsity", color=RED)
+    twin = axis.twinx()
+    line(twin, part[x].to_numpy(), part["l1_lambda"].to_numpy(), color=BLUE, linewidth=1)
+    twin.set_yscale("log")
+    twin.set_ylim(all_lambda.min() / 3, all_lambda.max() * 3)
+    twin.minorticks_off()
+    twin.grid(False)
+    twin.spines["top"].set_visible(False)
+    if named:
+        twin.set_ylabel("λ", color=BLUE)
+    else:
+        twin.tick_params(right=False, labelright=False)
+        twin.spines["right"].set_visible(False)
+
+
+def _losses(axis, part, x, legend: bool) -> None:
+    for column, name, ink in (
+        ("loss", "language-modelling loss", BLACK),
+        ("l_reg", r"$L_\mathrm{reg}$", GREEN),
+        ("lambda_l_reg", r"$\lambda \cdot L_\mathrm{reg}$", BLUE),
+    ):
+        y = part[column].where(part[column] > 0).to_numpy()
+        line(axis, part[x].to_numpy(), y, color=ink, label=name, linewidth=1)
+    axis.set_yscale("log")
+    if legend:
+        axis.legend(loc="lower right")
+        axis.set_ylabel("loss (log scale)")
+
+
+def curves(spec, runs, *, scale, reported, results) -> Picture:
+    """A column of metrics.csv over training, one line a run (figure 5): the whole, and the end close by.
+
+    Lines are running means over 2 % of the steps, averaged over seeds, with the 95 % interval as a band;
+    the CSV has every step as it was logged beside the smoothed value.
+    """
+    x, y, hue = text(spec, "x"), text(spec, "y"), text(spec, "hue") or "label"
+    data = pd.concat([_smoothed(_frames(run), run, x, y, hue) for run in runs], ignore_index=True)
+    figure, _ = panels(1, 2, width=7.2, height=3.8, width_ratios=[1.15, 1])
+    whole, end = figure.axes
+    seeds = []
+    for position, run in enumerate(runs):
+        each = data[data["run"] == run["run"]]
+        wide = each.pivot(index=x, columns="seed", values="smoothed").dropna()
+        seeds.append(wide.shape[1])
+        stats = [mean_interval(row) for row in wide.to_numpy()]
+        mean = np.array([m for m, _ in stats])
+        for axis in (whole, end):
+            ink = colour(run, position)
+            line(axis, wide.index.to_numpy(), mean, color=ink, label=str(run[hue]))
+            if wide.shape[1] > 1:
+                half = np.array([h for _, h in stats])
+                axis.fill_between(wide.index, mean - half, mean + half, color=ink, alpha=0.2, lw=0)
+    whole.legend(title=None)
+    whole.set(xlabel=x, ylabel=_axis_name(y), title="(a) the whole training")
+    end.set(xlabel=x, title="(b) its last third, enlarged")
+    _enlarge(end, data, x)
+    counts(whole, end)
+    notes = [
+        f"Lines: running mean over {100 * SMOOTHING:.0f} % of the steps; the CSV has every step.",
+        seeds_sentence(seeds),
+        text(spec, "caption"),
+    ]
+    return Picture(figure, data, headline(spec, scale), text(spec, "title"), [" ".join(notes)])
+
+
+def _axis_name(column: str) -> str:
+    names = {"loss": "training loss (nats/token)", "valid_loss": "validation loss (nats/token)"}
+    return names.get(column, column.replace("_", " "))
+
+
+def _smoothed(frame: pd.DataFrame, run: dict, x: str, y: str, hue: str) -> pd.DataFrame:
+    frame = frame[frame[y].notna()]
+    if frame.empty:
+        raise ValueError(f"run {run['run']} has no value in column {y!r} of metrics.csv.")
+    frame = frame[["run", "seed", *dict.fromkeys([x, y])]].assign(**{hue: run[hue]})
+    window = max(1, round(SMOOTHING * len(frame) / frame["seed"].nunique()))
+    frame["smoothed"] = frame.groupby("seed")[y].transform(lambda series: series.rolling(window, min_periods=1).mean())
+    return frame
+
+
+def _enlarge(axis, data: pd.DataFrame, x: str) -> None:
+    """Limits that show the last third of the training and nothing else."""
+    start = data[x].min() + 2 / 3 * (data[x].max() - data[x].min())
+    late = data[data[x] >= start]["smoothed"]
+    room = 0.08 * (late.max() - late.min()) or 0.01
+    axis.set(xlim=(start, data[x].max()), ylim=(late.min() - room, late.max() + room))

@@ -1,0 +1,204 @@
+"""Ranks, DeepSpeed engines, and experts spread over ranks with DeepSpeed's MoE groups.
+
+Shape letters: T tokens, D width, E experts of the layer, L experts of one rank, N routed pairs, M pairs received.
+"""
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # DeepSpeed's Muon module compiles at import: 0.9 s for nothing
+os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # DeepSpeed's loader asks torch.load for pickles; never
+
+import deepspeed  # noqa: E402
+import deepspeed.ops  # noqa: E402
+from deepspeed.moe.layer import MoE  # noqa: E402
+from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer  # noqa: E402
+from deepspeed.runtime.fp16.loss_scaler import LossScaler  # noqa: E402
+from deepspeed.runtime.zero.config import ZeroStageEnum  # noqa: E402
+from deepspeed.utils import groups  # noqa: E402
+from deepspeed.utils import logger as deepspeed_logger  # noqa: E402
+from deepspeed.utils.tensor_fragment import fragment_address  # noqa: E402
+
+from moe.experts import Experts, combine, route_pairs  # noqa: E402
+
+torch.serialization.add_safe_globals([fragment_address, ZeroStageEnum, LossScaler])
+deepspeed_logger.setLevel("WARNING")
+
+
+def init_ranks(device: torch.device) -> tuple[int, int]:
+    """Join the process group that the launcher describes (torchrun, srun), or make one of a single rank: (rank, ranks)."""
+    # The shared-memory helper compiles for a minute at first use, and a killed job's lock would block every later one.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if "WORLD_SIZE" not in os.environ:
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+    return dist.get_rank(), dist.get_world_size()
+
+
+def build_engine(
+    model: nn.Module,
+    *,
+    batch: int,
+    micro_batch: int,
+    ranks: int,
+    dtype: torch.dtype,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    clip: float = 1.0,
+    zero_stage: int = 1,
+) -> Any:
+    """A DeepSpeed engine with AdamW (no decay on norms), ZeRO, clipping and gradient accumulation."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    parameter_groups = [
+        {"params": decayed, "name": "decayed", "weight_decay": weight_decay},
+        {"params": others, "name": "others", "weight_decay": 0.0},
+    ]
+    if any(isinstance(module, ParallelExperts) for module in model.modules()):
+        parameter_groups = split_params_into_different_moe_groups_for_optimizer(parameter_groups)
+    parameter_groups = [group for group in parameter_groups if group["params"]]
+    optimizer = torch.optim.AdamW(parameter_groups, lr=0.0, betas=tuple(betas), eps=eps, fused=True)
+    config = {
+        "train_batch_size": batch,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": batch // (micro_batch * ranks),
+        "gradient_clipping": clip,
+        # ZeRO-0 with expert parallelism clips wrongly and reports no norm, so the stage is 1 or 2
+        "zero_optimization": {"stage": zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": 10**9,
+    }
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    return engine
+
+
+def spread_experts(model: nn.Module, expert_ranks: int) -> None:
+    """Replace every stack of experts by this rank's share of it; all ranks must hold the same weights before."""
+    if expert_ranks == 1:
+        return
+    for block in model.blocks:
+        if hasattr(block, "experts"):
+            block.experts = ParallelExperts(block.experts, expert_ranks)
+
+
+class ParallelExperts(MoE):
+    """One rank's consecutive share of a layer's experts; tokens travel by variable all-to-all, none is dropped.
+
+    A subclass of DeepSpeed's MoE for its groups, optimiser and checkpoints alone: one rank's stack is *one* DeepSpeed
+    expert, and neither its gate nor its capacity is used.
+    """
+
+    def __init__(self, experts: Experts, expert_ranks: int):
+        nn.Module.__init__(self)
+        total = experts.in_EDF.shape[0]
+        if total % expert_ranks:
+            raise ValueError(f"{total} experts cannot be spread evenly over {expert_ranks} ranks")
+        self.use_residual, self.enable_expert_tensor_parallelism = False, False
+        self.ep_size = self.num_experts = expert_ranks
+        self.num_local_experts = 1
+        self.expert_group_name = f"ep_size_{expert_ranks}"
+        self.deepspeed_moe = _Holder(_share(experts, dist.get_rank() % expert_ranks, expert_ranks))
+        for parameter in self.deepspeed_moe.parameters():
+            parameter.allreduce = False
+            parameter.group_name = self.expert_group_name
+
+    @property
+    def stack(self) -> Experts:
+        """This rank's experts."""
+        return self.deepspeed_moe.experts.deepspeed_experts[0]
+
+    def forward(self, x_TD: Tensor, gates_TE: Tensor) -> Tensor:
+        """As Experts.forward, over the experts of all ranks of the group."""
+        group, ranks = self.deepspeed_moe.ep_group, self.ep_size
+        pairs = route_pairs(gates_TE)
+        rows_RL = pairs.ends_E.diff(prepend=pairs.ends_E.new_zeros(1)).view(ranks, -1)  # to each rank's each expert
+        received_RL = torch.empty_like(rows_RL)
+        dist.all_to_all_single(received_RL, rows_RL, group=group)
+        sent, received = rows_RL.sum(1).tolist(), received_RL.sum(1).tolist()
+        x_MD = _Exchange.apply(x_TD.index_select(0, pairs.token_N), sent, received, group)
+        # Rows arrive by rank and then by expert; the grouped product wants them by expert.
+        expert_M = torch.arange(received_RL.shape[1], device=x_MD.device).repeat(ranks)
+        expert_M = expert_M.repeat_interleave(received_RL.flatten())
+        order_M = expert_M.argsort(stable=True)
+        ends_L = received_RL.sum(0).cumsum(0).to(torch.int32)
+        y_MD = self.stack.apply_sorted(x_MD.index_select(0, order_M), ends_L)
+        y_MD = torch.empty_like(y_MD).index_copy(0, order_M, y_MD)
+        y_ND = _Exchange.apply(y_MD, received, sent, group)
+        return combine(y_ND, pairs, x_TD.shape[0])
+
+
+class _Holder(nn.Module):
+    """Where DeepSpeed looks for a rank's experts: .experts.deepspeed_experts[i]."""
+
+    def __init__(self, stack: Experts):
+        super().__init__()
+        self.experts = nn.Module()
+        self.experts.deepspeed_experts = nn.ModuleList([stack])
+        self.ep_group = None
+
+    def _set_ep_group(self, group: dist.ProcessGroup) -> None:
+        self.ep_group = group
+
+
+class _Exchange(torch.autograd.Function):
+    """Variable all-to-all of rows; the gradient travels back the same way.
+
+    What is minimised is the mean over ranks of their losses. An expert gets every rank's rows, a sum over ranks; ZeRO-1
+    and 2 divide it by the number of ranks as any other gradient, so nothing is scaled here (a test compares with one rank).
+    """
+
+    @staticmethod
+    def forward(ctx, x_ND: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
+        ctx.route = (received, sent, group)
+        y_MD = x_ND.new_empty(sum(received), x_ND.shape[1])
+        dist.all_to_all_single(y_MD, x_ND.contiguous(), received, sent, group=group)
+        return y_MD
+
+    @staticmethod
+    def backward(ctx, grad_MD: Tensor):
+        sent, received, group = ctx.route
+        return _Exchange.apply(grad_MD, sent, received, group), None, None, None
+
+
+def _share(experts: Experts, rank: int, ranks: int) -> Experts:
+    """Experts [rank · E/ranks, (rank + 1) · E/ranks) as a stack of their own."""
+    share = Experts.__new__(Experts)
+    nn.Module.__init__(share)
+    for name, weight in experts.named_parameters():
+        share.register_parameter(name, nn.Parameter(weight.detach().chunk(ranks)[rank].clone()))
+    return share
+
+
+def gathered_state(model: nn.Module) -> dict[str, Tensor]:
+    """The whole model's weights by their one-rank names, on the CPU; every rank must call it."""
+    state = {}
+    for name, tensor in model.named_parameters():
+        owner = _parallel_owner(model, name)
+        if owner is None:
+            state[name] = tensor.detach().cpu().contiguous()
+            continue
+        parts = [torch.empty_like(tensor) for _ in range(owner[1].ep_size)]
+        dist.all_gather(parts, tensor.detach().contiguous(), group=owner[1].deepspeed_moe.ep_group)
+        state[f"{owner[0]}.{name.rsplit('.', 1)[1]}"] = torch.cat(parts).cpu()
+    return state | {name: buffer.detach().cpu() for name, buffer in model.named_buffers()}
+
+
+def _parallel_owner(model: nn.Module, name: str) -> tuple[str, ParallelExperts] | None:
+    prefix, found, _ = name.partition(".deepspeed_moe.")
+    return (prefix, model.get_submodule(prefix)) if found else None
+
+
+__all__ = ["ParallelExperts", "build_engine", "gathered_state", "groups", "init_ranks", "spread_experts"]

@@ -1,0 +1,127 @@
+"""How a snapshot routes the test text, counted by layer, domain, token and expert.
+
+    python -m moe.probe RUN CORPUS --output routing.parquet --occurrences occurrences.parquet
+
+Letters: B windows, S tokens of a window, T = B·S, E experts, L layers.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from moe import statistics
+from moe.command_line import exit_code, progress
+from moe.finished import FinishedRun, batched, open_run, parser_of
+
+PENDING_ROWS = 2**20  # counted rows of a layer that wait to be added up: bounds the memory besides the result
+DOMAIN = pa.dictionary(pa.int16(), pa.string())
+ROUTES = pa.schema(
+    [("layer", pa.int16()), ("domain", DOMAIN), ("token", pa.int32()), ("expert", pa.int16())]
+    + [("routed", pa.int64()), ("gate", pa.float64())]
+)
+OCCURRENCES = pa.schema([("domain", DOMAIN), ("token", pa.int32()), ("occurrences", pa.int64())])
+
+
+class Sums:
+    """Adds up tables of counts by their key columns; holds the result and at most PENDING_ROWS rows more."""
+
+    def __init__(self, keys: list[str]):
+        self.keys, self.tables, self.rows = keys, [], 0
+
+    def add(self, table: pd.DataFrame) -> None:
+        self.tables.append(table)
+        self.rows += len(table)
+        if self.rows > PENDING_ROWS:
+            self.tables, self.rows = [self.total()], 0
+
+    def total(self) -> pd.DataFrame:
+        """One row per key, sorted by key."""
+        return pd.concat(self.tables).groupby(self.keys, as_index=False).sum()
+
+
+def probed_batches(run: FinishedRun, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Input tokens [B, S] and their domains [B, S], over `evaluation.probe_tokens` tokens of a split.
+
+    Windows run on across documents, as in training; the domain of a token is that of its document.
+    """
+    asked = run.spec.get("evaluation", {}).get("probe_tokens")
+    limit = None if asked is None else max(1, asked // run.sequence)
+    tokens, (starts, domains) = run.corpus.tokens(split), run.corpus.documents(split)
+    for batch in batched(run.windows(split, limit), run.windows_per_batch()):
+        places_BS = np.stack(batch)[:, :-1]
+        documents_BS = np.searchsorted(starts, places_BS, side="right") - 1
+        yield tokens[places_BS].astype(np.int64), domains[documents_BS].astype(np.int64)
+
+
+@torch.no_grad()
+def probe(run: FinishedRun, snapshot: str, *, split: str = "test") -> tuple[list[pd.DataFrame], pd.DataFrame]:
+    """Counts of routes of each MoE layer (see statistics.count_routes), and occurrences of each token id by domain.
+
+    A dense model has no layer to count. Raises ValueError where the split is shorter than one window.
+    """
+    model, vocabulary = run.model(snapshot), run.corpus.vocabulary
+    layers: list[Sums] = []
+    occurrences = Sums(["domain", "token"])
+    bar = progress(f"probe {run.spec['run']} {snapshot}", None, "window")
+    dense = False
+    for tokens_BS, domains_BS in probed_batches(run, split):
+        token_T, domain_T = tokens_BS.ravel(), domains_BS.ravel()
+        once = pd.DataFrame({"domain": domain_T, "token": token_T, "occurrences": 1})
+        occurrences.add(once.groupby(occurrences.keys, as_index=False).sum())
+        routings = []
+        if not dense:
+            model(torch.from_numpy(tokens_BS).to(run.device), routings=routings)
+            dense = not routings
+        layers = layers or [Sums(["domain", "token", "expert"]) for _ in routings]
+        for sums, routing in zip(layers, routings, strict=True):
+            gates_TE = routing.gates_TE.float().cpu().numpy()
+            sums.add(statistics.count_routes(gates_TE, domain_T, token_T, vocabulary=vocabulary))
+        bar.update(len(tokens_BS))
+    bar.close()
+    return [sums.total() for sums in layers], occurrences.total()
+
+
+def write_parquet(path: Path, schema: pa.Schema, tables: list[pd.DataFrame], domains: list[str]) -> None:
+    """Write tables one after another, a row group each, atomically; domain indices become names."""
+    partial = path.with_name(path.name + ".partial")
+    names = pa.array(domains, pa.string())
+    with pq.ParquetWriter(partial, schema) as writer:
+        for table in tables:
+            columns = {name: pa.array(table[name].to_numpy()) for name in schema.names}
+            indices = columns["domain"].cast(pa.int16())
+            columns["domain"] = pa.DictionaryArray.from_arrays(indices, names)
+            writer.write_table(pa.table(columns).cast(schema))
+    os.replace(partial, path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; 2 and one sentence for an error of the user."""
+    parser = parser_of(__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="routing.parquet")
+    parser.add_argument("--occurrences", type=Path, required=True, help="occurrences.parquet")
+    parser.add_argument("--split", default="test", choices=["train", "valid", "test"])
+    options = parser.parse_args(arguments)
+
+    def command() -> None:
+        run = open_run(options.run, options.corpus, snapshots=options.snapshot, device=options.device)
+        # One table has one snapshot: the last of the run unless another is asked for.
+        layers, occurrences = probe(run, run.snapshots[-1], split=options.split)
+        routes = [table.assign(layer=layer) for layer, table in enumerate(layers)]
+        write_parquet(options.occurrences, OCCURRENCES, [occurrences], run.corpus.domains)
+        write_parquet(options.output, ROUTES, routes, run.corpus.domains)
+        tokens = occurrences["occurrences"].sum()
+        for layer, table in enumerate(layers):
+            print(f"layer {layer}: {table['routed'].sum() / tokens:.3f} experts a token")
+
+    return exit_code(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

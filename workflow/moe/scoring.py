@@ -1,0 +1,137 @@
+"""What a language model says of given tokens, and what it would say next: batched, each forward pass made once.
+
+Nothing here knows the harness; `evaluate.py` adapts it. Letters: B rows of a batch, S padded length, N scored
+positions of a row, V vocabulary.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from moe.command_line import progress
+
+Pair = tuple[list[int], list[int]]  # context (not empty) and continuation
+Asked = dict[tuple[int, ...], list[tuple[int, list[int]]]]  # input -> [(request, targets at its end)]
+
+
+def pieces(context: list[int], continuation: list[int], length: int) -> Iterator[Pair]:
+    """Cut a continuation so that each piece fits a model of `length` tokens; yields (input, targets).
+
+    The targets are the tokens that follow the last len(targets) tokens of the input. A context is cut from the
+    left. Each token of the continuation is a target once; the pieces of a continuation that alone exceeds the length
+    are the harness' rolling windows, and the last one gets all the context that fits.
+    """
+    tokens = context + continuation
+    for start in range(len(context), len(tokens), length):
+        end = min(start + length, len(tokens))
+        yield tokens[max(0, end - 1 - length) : end - 1], tokens[start:end]
+
+
+def padded(rows: list[list[int]], device: torch.device) -> Tensor:
+    """Rows as one tensor [B, S], padded on the right: causal attention never looks there."""
+    longest = max(map(len, rows))
+    return torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
+
+
+def batches(inputs: list[tuple], batch_tokens: int) -> Iterator[list[tuple]]:
+    """Inputs, longest first, in batches that have at most `batch_tokens` tokens with their padding."""
+    inputs = sorted(inputs, key=lambda tokens: (-len(tokens), tokens))
+    while inputs:
+        size = max(1, batch_tokens // len(inputs[0]))
+        yield inputs[:size]
+        inputs = inputs[size:]
+
+
+@torch.no_grad()
+def score(
+    model: nn.Module,
+    pairs: list[Pair],
+    *,
+    length: int,
+    batch_tokens: int,
+    vocabulary: int | None = None,
+    device: torch.device | str = "cpu",
+    describe: str = "score",
+) -> list[tuple[float, bool]]:
+    """For each (context, continuation): log-probability in nats, and whether greedy decoding would say it.
+
+    Requests that put the same tokens into the model share its forward pass (equal requests; choices of one token).
+    `vocabulary`: tokens that the tokenizer knows; ids above it are padding of the embedding and never the greedy one.
+    """
+    asked: Asked = defaultdict(list)
+    for request, (context, continuation) in enumerate(pairs):
+        for tokens, targets in pieces(context, continuation, length):
+            asked[tuple(tokens)].append((request, targets))
+    logprobs, greedy = [[] for _ in pairs], [True] * len(pairs)
+    bar = progress(describe, len(asked), "sequence")
+    for batch in batches(list(asked), batch_tokens):
+        logits_BSV = model(padded([list(tokens) for tokens in batch], device))
+        for request, picked, best in read(logits_BSV, batch, asked, vocabulary):
+            logprobs[request] += picked
+            greedy[request] &= best
+        bar.update(len(batch))
+    bar.close()
+    return [(math.fsum(picked), best) for picked, best in zip(logprobs, greedy, strict=True)]
+
+
+def read(
+    logits_BSV: Tensor, batch: list[tuple], asked: Asked, vocabulary: int | None
+) -> Iterator[tuple[int, list[float], bool]]:
+    """What a batch says of each piece asked of its inputs: request, log-probability of each target, all greedy?"""
+    sequences, positions, rows, targets = [], [], [], []
+    for sequence, tokens in enumerate(batch):
+        longest = max(len(piece) for _, piece in asked[tokens])
+        sequences += [sequence] * longest
+        positions += range(len(tokens) - longest, len(tokens))
+        for _, piece in asked[tokens]:
+            rows += range(len(positions) - len(piece), len(positions))
+            targets += piece
+    logits_NV = logits_BSV[sequences, positions].float()
+    best = logits_NV[:, :vocabulary].argmax(-1)[rows].tolist()
+    picked = logits_NV.log_softmax(-1)[rows, targets].tolist()
+    start = 0
+    for request, piece in (pair for tokens in batch for pair in asked[tokens]):
+        end = start + len(piece)
+        yield request, picked[start:end], best[start:end] == piece
+        start = end
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    contexts: list[list[int]],
+    *,
+    stop: Callable[[list[int]], bool],
+    tokens: int,
+    length: int,
+    batch_tokens: int,
+    vocabulary: int | None = None,
+    device: torch.device | str = "cpu",
+) -> list[list[int]]:
+    """Greedy continuation of each context, until `stop(continuation)` or `tokens` tokens.
+
+    The model sees the last `length` tokens of context and continuation. Each step is a whole forward pass.
+    """
+    said = [[] for _ in contexts]
+    bar = progress("generate", len(contexts), "sequence")
+    # The window of a row grows to `length`, so that is what a batch is sized for.
+    size = max(1, batch_tokens // length)
+    order = sorted(range(len(contexts)), key=lambda row: -len(contexts[row]))
+    for begin in range(0, len(order), size):
+        live = order[begin : begin + size]
+        for _ in range(tokens):
+            rows = [(contexts[row] + said[row])[-length:] for row in live]
+            logits_BSV = model(padded(rows, device))
+            last_B = torch.tensor([len(row) - 1 for row in rows], device=device)
+            logits_BV = logits_BSV[torch.arange(len(rows), device=device), last_B]
+            for row, token in zip(live, logits_BV[:, :vocabulary].argmax(-1).tolist(), strict=True):
+                said[row].append(token)
+            live = [row for row in live if not stop(said[row])]
+            if not live:
+                break
+        bar.update(len(order[begin : begin + size]))
+    bar.close()
+    return said

@@ -1,0 +1,110 @@
+"""Loss of every snapshot of a run over held-out text: nats per token, bits per byte, perplexity.
+
+    python -m moe.validate RUN CORPUS --output validation.csv --windows-output validation_windows.csv
+
+Letters: B windows, S tokens of a window, V vocabulary.
+"""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe.command_line import exit_code, progress
+from moe.data import Corpus
+from moe.data.tokenizer import byte_letters
+from moe.finished import FinishedRun, batched, open_run, parser_of, write_csv
+
+COLUMNS = ["run", "seed", "snapshot", "step", "tokens", "split", "windows", "loss", "bits_per_byte", "perplexity"]
+WINDOW_COLUMNS = ["snapshot", "window", "loss"]
+
+
+@torch.no_grad()
+def window_losses(model: nn.Module, windows_BS1: Tensor) -> Tensor:
+    """Mean loss [B] of each window in nats per token; a window holds its inputs and one token more."""
+    tokens_BS, targets_BS = windows_BS1[:, :-1], windows_BS1[:, 1:]
+    logits_BSV = model(tokens_BS)
+    losses = F.cross_entropy(logits_BSV.flatten(0, 1).float(), targets_BS.flatten(), reduction="none")
+    return losses.view(targets_BS.shape).double().mean(dim=1)
+
+
+def token_bytes(corpus: Corpus, split: str) -> np.ndarray:
+    """UTF-8 bytes of text [V] that each token id stands for; the end of text stands for none.
+
+    Exact for byte-level tokenizers, whose tokens are spelled with a letter a byte; else each id counts as the mean.
+    """
+    tokenizer = corpus.tokenizer.tokenizer
+    added = tokenizer.get_added_tokens_decoder()
+    spelled = [tokenizer.id_to_token(token) or "" for token in range(corpus.vocabulary)]
+    letters = set(byte_letters())
+    if all(set(word) <= letters for token, word in enumerate(spelled) if token not in added):
+        lengths = np.array([len(word) for word in spelled], dtype=np.float64)
+        for token, word in added.items():
+            lengths[token] = 0 if word.special else len(word.content.encode())
+        return lengths
+    counts = corpus.manifest["splits"][split]
+    return np.full(corpus.vocabulary, counts["bytes"] / counts["tokens"])
+
+
+def losses_of_snapshot(run: FinishedRun, snapshot: str, split: str) -> tuple[list[float], float]:
+    """Loss of each validation window in the order of the text, and the bytes that all their targets stand for."""
+    limit = run.spec.get("evaluation", {}).get("windows")
+    model, tokens, lengths = run.model(snapshot), run.corpus.tokens(split), token_bytes(run.corpus, split)
+    losses, size = [], 0.0
+    bar = progress(f"validate {run.spec['run']} {snapshot}", limit, "window")
+    for batch in batched(run.windows(split, limit), run.windows_per_batch()):
+        windows_BS1 = tokens[np.stack(batch)].astype(np.int64)
+        size += lengths[windows_BS1[:, 1:]].sum()
+        losses += window_losses(model, torch.from_numpy(windows_BS1).to(run.device)).tolist()
+        bar.update(len(batch))
+    bar.close()
+    return losses, size
+
+
+def validate(run: FinishedRun, *, split: str = "valid") -> tuple[list[dict], list[dict]]:
+    """Rows of validation.csv and of validation_windows.csv.
+
+    All windows of the split, or `evaluation.windows` of them, spread evenly. Raises ValueError where there is none.
+    """
+    rows, window_rows = [], []
+    for snapshot in run.snapshots:
+        losses, size = losses_of_snapshot(run, snapshot, split)
+        loss = math.fsum(losses) / len(losses)
+        nats = math.fsum(losses) * run.sequence
+        made = run.done["snapshots"][snapshot]
+        rows.append(
+            run.identity(snapshot)
+            | {"step": made["step"], "tokens": made["tokens"], "split": split}
+            | {"windows": len(losses), "loss": loss, "perplexity": math.exp(loss)}
+            | {"bits_per_byte": float(nats / math.log(2) / size)}
+        )
+        window_rows += [{"snapshot": snapshot, "window": i, "loss": one} for i, one in enumerate(losses)]
+    return rows, window_rows
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; 2 and one sentence for an error of the user."""
+    parser = parser_of(__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="validation.csv")
+    parser.add_argument("--windows-output", type=Path, help="validation_windows.csv")
+    parser.add_argument("--split", default="valid", choices=["train", "valid", "test"])
+    options = parser.parse_args(arguments)
+
+    def command() -> None:
+        run = open_run(options.run, options.corpus, snapshots=options.snapshot, device=options.device)
+        rows, window_rows = validate(run, split=options.split)
+        if options.windows_output:
+            write_csv(options.windows_output, WINDOW_COLUMNS, window_rows)
+        write_csv(options.output, COLUMNS, rows)
+        for row in rows:
+            print("{run} {snapshot}: loss {loss:.4f} over {windows} windows".format(**row))
+
+    return exit_code(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
