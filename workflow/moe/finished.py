@@ -18,7 +18,9 @@ from moe.command_line import nearest
 from moe.data import Corpus, held_out
 from moe.snapshots import load_model
 
-# Logits are the largest tensor when a model is only read: a batch is as large as they may become.
+# A forward pass of a model that is only read: as many tokens as keep a core's caches or a GPU busy, and fewer where the
+# logits (tokens x vocabulary) would be large.
+TOKENS_OF_A_BATCH = {"cpu": 2**12, "cuda": 2**16}
 LOGITS_OF_A_BATCH = {"cpu": 2**24, "cuda": 2**29}
 
 
@@ -51,8 +53,8 @@ class FinishedRun(NamedTuple):
 
     def batch_tokens(self) -> int:
         """How many tokens one forward pass may have, padding included."""
-        budget = LOGITS_OF_A_BATCH.get(self.device.type, LOGITS_OF_A_BATCH["cpu"])
-        return max(1, budget // self.corpus.vocabulary)
+        kind = "cpu" if self.device.type == "cpu" else "cuda"
+        return max(1, min(TOKENS_OF_A_BATCH[kind], LOGITS_OF_A_BATCH[kind] // self.corpus.vocabulary))
 
     def windows_per_batch(self) -> int:
         """How many windows of the training length one forward pass may have."""

@@ -59,6 +59,14 @@ class Tables:
         spec["fingerprint"] = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
         return spec
 
+    def shapes(self, setup: str) -> dict[str, Any]:
+        """A setup's model and sequence at the papers' size and at this scale."""
+        own, scaled = self.setups[setup], self._scaled(setup)
+        return {"paper": own["paper"], "size": own["size"]} | {
+            f"{where}_scale": {"model": one["model"], "sequence": one["training"]["sequence"]}
+            for where, one in (("paper", own), ("this", scaled))
+        }
+
     def _scaled(self, setup: str) -> dict[str, Any]:
         overrides = [self.scale["every"], self.scale["setups"].get(setup, {})]
         where = f"{self.folder}/scales/{self.scale_name}.yaml over {setup}"

@@ -9,7 +9,7 @@ sys.path.insert(0, str(WORKFLOW))
 # Every job, script or shell, imports the local package as `moe`; only the fetching rules may use a network.
 os.environ.update(PYTHONPATH=str(WORKFLOW), HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="true")
 
-from moe.claims import check_claims
+from moe.claims import check_claims, runs_judged
 from moe.figures import check_figures, select
 from moe.tables import Tables
 
@@ -17,8 +17,9 @@ try:
     tables = Tables(dict(config), WORKFLOW / "schemas")
     if workflow.is_main_process:
         tables.check_routers()
-    check_figures(tables.figures, list(tables.runs.values()), tables.folder / "reported")
-    check_claims(tables.claims, list(tables.runs.values()), tables.figures)
+    rows, reported = list(tables.runs.values()), tables.folder / "reported"
+    check_figures(tables.figures, rows, reported)
+    check_claims(tables.claims, rows, reported, tables.figures)
 except ValueError as error:
     sys.exit(f"error: {error}")
 

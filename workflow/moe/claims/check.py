@@ -89,3 +89,14 @@ def _check_sides(row: dict, runs: list[dict], *, file, name) -> None:
         raise wrong(file, name, "right", right, "needs a file in column reported")
     if not is_number(margin) or float(margin) <= 0:
         raise wrong(file, name, "margin", margin, "is no positive number: kind near needs a band")
+
+
+def runs_judged(rows: list[dict], runs: list[dict]) -> list[dict]:
+    """The runs that any checked row compares, in the order of runs.tsv."""
+    names = set()
+    for row in rows:
+        for side in ("left", "right"):
+            cell = text(row, side)
+            if cell and cell not in REFERENCES and not is_number(cell):
+                names |= {run["run"] for run in select(cell, runs, row=name_of(row), column=side)}
+    return [run for run in runs if run["run"] in names]

@@ -6,7 +6,34 @@ from moe.figures.layout import plain, signed
 from moe.figures.metrics import METRICS
 from moe.figures.titles import PAPERS
 
-COLUMNS = ["paper", "claim", "part", "says", "statement", "kind", "left", "right", "metric", "unit", "snapshot", "margin", "reported_left", "reported_right", "reported_difference", "printed", "measured_left", "measured_right", "difference", "interval", "seeds", "uncertainty", "verdict", "overall", "figure", "note"]
+COLUMNS = [
+    "paper",
+    "claim",
+    "part",
+    "says",
+    "statement",
+    "kind",
+    "left",
+    "right",
+    "metric",
+    "unit",
+    "snapshot",
+    "margin",
+    "reported_left",
+    "reported_right",
+    "reported_difference",
+    "printed",
+    "measured_left",
+    "measured_right",
+    "difference",
+    "interval",
+    "seeds",
+    "uncertainty",
+    "verdict",
+    "overall",
+    "figure",
+    "note",
+]
 
 LEGEND = """\
 A part **holds** if the 95 % interval of its difference excludes zero on the claimed side (for a number

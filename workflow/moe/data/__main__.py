@@ -65,9 +65,7 @@ def run_prepare(options):
     prepare(definition, options.folder, fetched=options.fetched, workers=options.workers)
     corpus = Corpus(options.folder)
     for split, counts in corpus.manifest["splits"].items():
-        print(
-            f"{split}: {counts['documents']} documents, {counts['tokens']} tokens, {counts['bytes']} bytes"
-        )
+        print(f"{split}: {counts['documents']} documents, {counts['tokens']} tokens, {counts['bytes']} bytes")
 
 
 def run_fetch(options):
@@ -81,9 +79,7 @@ def run_tasks(options):
     """make the local evaluation tasks of a prepared corpus"""
     from moe.data.tasks import make_local_tasks
 
-    make_local_tasks(
-        options.folder, count=options.count, seed=options.seed, context_bytes=options.context_bytes
-    )
+    make_local_tasks(options.folder, count=options.count, seed=options.seed, context_bytes=options.context_bytes)
 
 
 def run_check(options):

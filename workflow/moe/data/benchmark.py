@@ -28,9 +28,7 @@ def benchmark(definition, *, megabytes=16, repeats=3, workers=None):
         documents = open_source(definition["source"], scratch, workers=workers)
         documents.limit_bytes = int(megabytes * 1e6)
         text = open_tokenizer(definition, documents)
-        sample = list(
-            tokens.batches_of(documents, definition["split"], [], limit_bytes=documents.limit_bytes)
-        )
+        sample = list(tokens.batches_of(documents, definition["split"], [], limit_bytes=documents.limit_bytes))
         size = sum(piece.size for batch in sample for piece in batch)
         sample = [[piece.text for piece in batch] for batch in sample]
         library = {

@@ -24,18 +24,12 @@ class Corpus:
         self.folder = Path(folder)
         path = self.folder / "manifest.json"
         if not path.is_file():
-            near = (
-                [p.name for p in self.folder.parent.glob("*/")]
-                if self.folder.parent.is_dir()
-                else []
-            )
+            near = [p.name for p in self.folder.parent.glob("*/")] if self.folder.parent.is_dir() else []
             hint = nearest(self.folder.name, near)
             raise ValueError(f"{path}: no prepared corpus here; {hint}")
         self.manifest = read_json(path)
         if not isinstance(self.manifest, dict) or self.manifest.get("layout") != LAYOUT:
-            raise ValueError(
-                f"{path}: not the manifest of a corpus of layout {LAYOUT}: prepare it again"
-            )
+            raise ValueError(f"{path}: not the manifest of a corpus of layout {LAYOUT}: prepare it again")
         for name, facts in self.manifest["files"].items():
             self._check_size(name, facts["bytes"])
         tokenizer = self.manifest["tokenizer"]
@@ -61,9 +55,7 @@ class Corpus:
             try:
                 arrays.append(np.load(self.folder / name, mmap_mode="r", allow_pickle=False))
             except (ValueError, EOFError) as error:
-                raise ValueError(
-                    f"{self.folder / name}: damaged ({error}): prepare the corpus again"
-                ) from None
+                raise ValueError(f"{self.folder / name}: damaged ({error}): prepare the corpus again") from None
         return tuple(arrays)
 
     @property
@@ -71,9 +63,7 @@ class Corpus:
         """tokenizer.Text with `encode`, `encode_batch` and `decode`."""
         if self._tokenizer is None:
             end_of_text = self.manifest["tokenizer"]["end_of_text_string"]
-            self._tokenizer = load_tokenizer(
-                self.folder / "tokenizer.json", end_of_text=end_of_text
-            )
+            self._tokenizer = load_tokenizer(self.folder / "tokenizer.json", end_of_text=end_of_text)
         return self._tokenizer
 
     def verify(self):

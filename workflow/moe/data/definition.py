@@ -50,9 +50,7 @@ def load_definition(path):
         definition = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         others = [p.name for p in path.parent.glob("*.yaml")]
-        raise ValueError(
-            f"{path}: no such corpus definition; {nearest(path.name, others)}"
-        ) from None
+        raise ValueError(f"{path}: no such corpus definition; {nearest(path.name, others)}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: not readable as YAML: {reason}") from None
@@ -63,9 +61,7 @@ def check(definition, *, where="corpus definition"):
     """The definition with every default filled in; ValueError in one sentence where it is wrong."""
     if not isinstance(definition, dict):
         raise ValueError(f"{where}: expected keys source, tokenizer, split, got {definition!r}")
-    _known_keys(
-        definition, ("source", "tokenizer", "split"), where, required=("source", "tokenizer")
-    )
+    _known_keys(definition, ("source", "tokenizer", "split"), where, required=("source", "tokenizer"))
     source = _part(definition["source"], SOURCES, f"{where}: source")
     tokenizer = _part(definition["tokenizer"], TOKENIZERS, f"{where}: tokenizer")
     for part, name in ((source, "source"), (tokenizer, "tokenizer")):
@@ -79,12 +75,8 @@ def check(definition, *, where="corpus definition"):
         _check_positive(source["limit_bytes"], f"{where}: source.limit_bytes")
     for key in ("patterns", "files"):
         value = source.get(key)
-        if value is not None and not (
-            isinstance(value, list) and value and all(isinstance(v, str) for v in value)
-        ):
-            raise ValueError(
-                f"{where}: source.{key} is {value!r}, expected a list of file patterns"
-            )
+        if value is not None and not (isinstance(value, list) and value and all(isinstance(v, str) for v in value)):
+            raise ValueError(f"{where}: source.{key} is {value!r}, expected a list of file patterns")
     split = _check_split(definition.get("split", SPLIT_WEIGHTS), f"{where}: split")
     return {"source": source, "tokenizer": tokenizer, "split": split}
 

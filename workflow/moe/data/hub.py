@@ -34,14 +34,10 @@ def fetch(definition, folder, *, mirror=None):
     """
     definition = check(definition)
     if not needs_fetch(definition):
-        raise ValueError(
-            f"source {definition['source']['kind']!r} has nothing to fetch, only `hub` has"
-        )
+        raise ValueError(f"source {definition['source']['kind']!r} has nothing to fetch, only `hub` has")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {
-        key: definition[key] for key in ("source", "tokenizer") if definition[key]["kind"] == "hub"
-    }
+    wanted = {key: definition[key] for key in ("source", "tokenizer") if definition[key]["kind"] == "hub"}
     wanted = {"wanted": wanted, "origin": "hub" if mirror is None else "mirror"}
     progress = _progress(folder, wanted)
     manifest = {**wanted, "files": {}}
@@ -82,9 +78,7 @@ def choose_files(source, store):
         for pattern in source["files"]:
             found = [path for path in sorted(store.files) if fnmatch(path, pattern)]
             if not found:
-                raise ValueError(
-                    f"{name}: no file matches {pattern!r}; {nearest(pattern, store.files)}"
-                )
+                raise ValueError(f"{name}: no file matches {pattern!r}; {nearest(pattern, store.files)}")
             paths += [path for path in found if path not in paths]
     else:
         paths = _resolve(source, store)
@@ -107,17 +101,11 @@ def _resolve(source, store):
         if "README.md" in store.files:
             store.copy("README.md", skeleton)
         try:
-            builder = datasets.load_dataset_builder(
-                str(skeleton), config, cache_dir=f"{scratch}/cache"
-            )
-        except (
-            Exception
-        ) as error:  # the library raises many kinds for one cause: no such configuration
+            builder = datasets.load_dataset_builder(str(skeleton), config, cache_dir=f"{scratch}/cache")
+        except Exception as error:  # the library raises many kinds for one cause: no such configuration
             configs = _config_names(str(skeleton))
             if configs and config not in configs:
-                raise ValueError(
-                    f"{name}: no config {config!r}; {nearest(config, configs)}"
-                ) from None
+                raise ValueError(f"{name}: no config {config!r}; {nearest(config, configs)}") from None
             reason = " ".join(str(error).split())[:200].replace(str(skeleton), name)
             raise ValueError(f"{name}: no data files found: {reason}") from None
         splits = builder.config.data_files or {}
@@ -181,14 +169,10 @@ class Hub:
         self.name, self.revision, self.repo_type = name, revision, repo_type
         self.files = {}
         with self._explained():
-            tree = HfApi().list_repo_tree(
-                name, recursive=True, revision=revision, repo_type=repo_type
-            )
+            tree = HfApi().list_repo_tree(name, recursive=True, revision=revision, repo_type=repo_type)
             for entry in tree:
                 if hasattr(entry, "blob_id"):  # a file, not a folder
-                    recorded = (
-                        {"sha256": entry.lfs.sha256} if entry.lfs else {"sha1": entry.blob_id}
-                    )
+                    recorded = {"sha256": entry.lfs.sha256} if entry.lfs else {"sha1": entry.blob_id}
                     self.files[entry.path] = {"bytes": entry.size, **recorded}
 
     def copy(self, path, folder):
@@ -196,9 +180,7 @@ class Hub:
         from huggingface_hub import hf_hub_download
 
         with self._explained():
-            hf_hub_download(
-                self.name, path, repo_type=self.repo_type, revision=self.revision, local_dir=folder
-            )
+            hf_hub_download(self.name, path, repo_type=self.repo_type, revision=self.revision, local_dir=folder)
 
     def _explained(self):
         return _Explained(f"{self.name} at {self.revision[:12]}")

@@ -50,9 +50,7 @@ ACCELERATORS = {"cuda", "cudnn", "hip", "miopen", "mps", "xpu", "metal"}
 GENERATED = re.compile(rb"@generated|generated (by|from|automatically|using)|do not edit", re.I)
 SESSION = re.compile(r"^[ \t]*>>> .*(?:\n[ \t]*\S.*)*", re.M)
 SHORTEST_DOCUMENT = 200  # characters; below it stand stubs and one-line files
-LONGEST_DOCUMENT = (
-    400_000  # above it stand tables and unmarked generated code that would fill a split
-)
+LONGEST_DOCUMENT = 400_000  # above it stand tables and unmarked generated code that would fill a split
 
 
 def collect(*, domains=None, limit_mb=None, workers=1):
@@ -152,18 +150,14 @@ def _docstrings(tree):
         for name in ("body", "orelse", "finalbody", "handlers"):
             children = getattr(node, name, None)
             if isinstance(children, list):
-                stack.extend(
-                    c for c in reversed(children) if isinstance(c, ast.stmt | ast.excepthandler)
-                )
+                stack.extend(c for c in reversed(children) if isinstance(c, ast.stmt | ast.excepthandler))
 
 
 def _standard_library():
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in root.rglob("*.py"):
         parts = path.relative_to(root).parts
-        own = (
-            parts[0].removesuffix(".py") in sys.stdlib_module_names
-        )  # no sitecustomize, no site-packages
+        own = parts[0].removesuffix(".py") in sys.stdlib_module_names  # no sitecustomize, no site-packages
         # _sysconfigdata holds the interpreter's prefix
         if own and not parts[0].startswith("_sysconfigdata") and not TEST_FOLDERS & set(parts):
             yield "/".join(parts), path
@@ -179,11 +173,7 @@ def _headers():
 def _package_sources():
     for name in DISTRIBUTIONS:
         for key, path in _recorded(name):
-            if (
-                key.endswith(".doctest")
-                or key.endswith(".py")
-                and not TEST_FOLDERS & set(key.split("/"))
-            ):
+            if key.endswith(".doctest") or key.endswith(".py") and not TEST_FOLDERS & set(key.split("/")):
                 yield key, path
 
 

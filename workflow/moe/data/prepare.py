@@ -14,9 +14,7 @@ from moe.data.corpus import LAYOUT, Corpus
 from moe.data.definition import SPLITS, check
 from moe.data.storage import check_room, read_json, sha256_of, whole_folder, write_json
 
-FILES = [
-    f"{split}.{name}" for split in SPLITS for name in ("tokens.bin", "documents.npy", "domains.npy")
-]
+FILES = [f"{split}.{name}" for split in SPLITS for name in ("tokens.bin", "documents.npy", "domains.npy")]
 BYTES_A_TOKEN = 2.5  # of text, at worst, for a BPE: only to estimate the room on the disk
 COMPRESSION = 4  # text bytes per byte of a compressed file, likewise
 
@@ -39,10 +37,7 @@ class Documents:
 
     def bytes(self):
         """Estimate of the text's size."""
-        sizes = [
-            p.stat().st_size * (1 if p.suffix in (".txt", ".jsonl") else COMPRESSION)
-            for p in self.files
-        ]
+        sizes = [p.stat().st_size * (1 if p.suffix in (".txt", ".jsonl") else COMPRESSION) for p in self.files]
         return min(sum(sizes), self.limit_bytes or sum(sizes))
 
 
@@ -90,9 +85,7 @@ def open_source(source, scratch, *, fetched=None, workers=1):
     """Documents of a checked `source`; the local corpus is gathered into one file in `scratch`."""
     if source["kind"] == "local":
         file = scratch / "documents.jsonl"
-        found = local.collect(
-            domains=source["domains"], limit_mb=source["limit_mb"], workers=workers
-        )
+        found = local.collect(domains=source["domains"], limit_mb=source["limit_mb"], workers=workers)
         with open(file, "w", encoding="utf-8") as out:
             for text, domain in found:
                 out.write(json.dumps({"text": text, "domain": domain}) + "\n")
@@ -108,9 +101,7 @@ def open_source(source, scratch, *, fetched=None, workers=1):
 def verified_files(fetched, name):
     """The fetched files in order, each compared with its recorded checksum."""
     if fetched is None:
-        raise ValueError(
-            f"{name} comes from the hub: fetch it first and give the folder of what was fetched"
-        )
+        raise ValueError(f"{name} comes from the hub: fetch it first and give the folder of what was fetched")
     manifest = read_json(Path(fetched) / "manifest.json")
     files = []
     for path, facts in manifest["files"].items():
@@ -126,9 +117,7 @@ def open_tokenizer(definition, documents, *, fetched=None):
     if options["kind"] == "bytes":
         return tokenization.byte_tokenizer()
     if options["kind"] == "bpe":
-        sample = sample_documents(
-            documents, definition["split"], int(options["sample_mb"] * 1_000_000)
-        )
+        sample = sample_documents(documents, definition["split"], int(options["sample_mb"] * 1_000_000))
         return tokenization.train_bpe(sample, vocabulary=options["vocabulary"])
     if options["kind"] == "file":
         return tokenization.load_tokenizer(options["path"], end_of_text=options["end_of_text"])
@@ -160,9 +149,7 @@ def _check_fetched(file, facts):
         raise ValueError(f"{file}: missing from what was fetched: fetch again")
     found = sha256_of(file)
     if found != facts["sha256"]:
-        raise ValueError(
-            f"{file}: sha256 {found[:12]}…, recorded {facts['sha256'][:12]}…: delete it and fetch again"
-        )
+        raise ValueError(f"{file}: sha256 {found[:12]}…, recorded {facts['sha256'][:12]}…: delete it and fetch again")
 
 
 def _check_counts(counts, weights, folder):

@@ -35,9 +35,7 @@ def list_files(folder, *, patterns=None):
             raise ValueError(f"{folder}: no file matches the pattern {pattern!r}")
         found.update(matches)
     visible = [p for p in found if not any(x.startswith(".") for x in p.relative_to(folder).parts)]
-    files = sorted(
-        (p for p in visible if _suffix(p)), key=lambda p: p.relative_to(folder).as_posix()
-    )
+    files = sorted((p for p in visible if _suffix(p)), key=lambda p: p.relative_to(folder).as_posix())
     if not files:
         seen = ", ".join(sorted({p.suffix or p.name for p in visible})[:5]) or "no file at all"
         raise ValueError(f"{folder}: no text here, expected {', '.join(SUFFIXES)}, found {seen}")
@@ -86,9 +84,7 @@ def _read_jsonl(path, suffix, text, domain):
             try:
                 row = json.loads(decoded)
             except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{where}: not JSON at column {error.colno}: {error.msg}"
-                ) from None
+                raise ValueError(f"{where}: not JSON at column {error.colno}: {error.msg}") from None
             yield _document(row, text, domain, where)
         offset += len(line)
 
@@ -117,9 +113,7 @@ def _read_parquet(path, text, domain):
 
 def _document(row, text, domain, where):
     if not isinstance(row, dict):
-        raise ValueError(
-            f"{where}: expected an object with the column {text!r}, got {str(row)[:40]!r}"
-        )
+        raise ValueError(f"{where}: expected an object with the column {text!r}, got {str(row)[:40]!r}")
     value = _column(row, text, where)
     if not isinstance(value, str):
         raise ValueError(f"{where}: column {text!r} holds {str(value)[:40]!r}, expected text")
@@ -147,9 +141,7 @@ def _decode(line, path, offset):
     except UnicodeDecodeError as error:
         at = offset + error.start
         byte = line[error.start]
-        raise ValueError(
-            f"{path}: not UTF-8 at byte {at} (0x{byte:02x}), expected UTF-8 text"
-        ) from None
+        raise ValueError(f"{path}: not UTF-8 at byte {at} (0x{byte:02x}), expected UTF-8 text") from None
 
 
 def _lines(chunks):

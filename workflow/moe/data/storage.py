@@ -16,9 +16,7 @@ def whole_folder(folder, *, may_replace):
     it is one of `may_replace`, so that a mistyped path never deletes a user's files.
     """
     folder = Path(folder)
-    strangers = (
-        [p.name for p in folder.iterdir() if p.name not in may_replace] if folder.is_dir() else []
-    )
+    strangers = [p.name for p in folder.iterdir() if p.name not in may_replace] if folder.is_dir() else []
     if folder.exists() and (not folder.is_dir() or strangers):
         held = f"holds {min(strangers)!r}" if strangers else "is a file"
         raise ValueError(f"{folder}: not replaced, since it {held}, which is no part of a corpus")
@@ -78,9 +76,7 @@ def sha256_of(path, algorithm="sha256"):
 
 def check_room(folder, needed, what):
     """ValueError where the disk of `folder` has fewer than `needed` bytes free."""
-    existing = next(
-        p for p in [Path(folder).absolute(), *Path(folder).absolute().parents] if p.exists()
-    )
+    existing = next(p for p in [Path(folder).absolute(), *Path(folder).absolute().parents] if p.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise ValueError(

@@ -59,9 +59,7 @@ def make_local_tasks(folder, *, count=500, seed=0, context_bytes=200):
 def last_words(passages, draw, count):
     """Passages whose next word stands in them already, LAMBADA's idea: it can be found, not guessed."""
     found = (
-        {"context": context, "word": word}
-        for context, word, _, _ in passages
-        if re.search(rf"\b{word}\b", context)
+        {"context": context, "word": word} for context, word, _, _ in passages if re.search(rf"\b{word}\b", context)
     )
     return list(islice(found, count))
 
@@ -101,9 +99,7 @@ def clozes(passages, draw, count):
         words.setdefault(domain, []).append(word)
     for context, _, _, (domain, _) in passages:
         asked = [m for m in WORD.finditer(context) if 20 < m.start() < len(context) - 20]
-        foreign = [
-            w for w in draw.sample(words[domain], min(12, len(words[domain]))) if w not in context
-        ]
+        foreign = [w for w in draw.sample(words[domain], min(12, len(words[domain]))) if w not in context]
         if not asked or not foreign:
             continue
         asked = draw.choice(asked)
@@ -112,9 +108,7 @@ def clozes(passages, draw, count):
         label = len(rows) % 2  # balanced
         word = asked.group() if label else foreign[0]
         glue = "" if context[asked.end()] in ".,;:)" else " "
-        rows.append(
-            {"passage": context, "statement": f"{before} {word}{glue}{after}", "label": label}
-        )
+        rows.append({"passage": context, "statement": f"{before} {word}{glue}{after}", "label": label})
         if len(rows) == count:
             break
     draw.shuffle(rows)

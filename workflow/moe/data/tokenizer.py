@@ -23,9 +23,7 @@ class Text:
     def __init__(self, tokenizer, end_of_text):
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        tokenizer.encode_special_tokens = (
-            True  # the string of a special token inside text stays text
-        )
+        tokenizer.encode_special_tokens = True  # the string of a special token inside text stays text
         self.tokenizer = tokenizer
         self.end_of_text = end_of_text
 

@@ -8,7 +8,7 @@ import platform
 import queue
 import shutil
 from array import array
-from collections import Counter
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from hashlib import blake2b
@@ -20,10 +20,11 @@ import numpy as np
 from moe.data import tokenizer as tokenization
 from moe.data.definition import SPLITS
 
-BATCH = 1 << 20  # characters encoded at once: an encoding takes ~100 bytes a token while it lives
-PIECE = 1 << 18  # longer documents are encoded in pieces, cut before a space
+BATCH = 1 << 21  # characters encoded at once: an encoding takes ~100 bytes a token while it lives
+PIECE = 1 << 16  # longer documents are encoded in pieces, cut before a space, so that all cores share them
 AHEAD = 3  # batches read ahead
 MOST_DOMAINS = 1 << 16
+COUNTS = ("documents", "tokens", "bytes")
 
 
 class Piece(NamedTuple):
@@ -72,9 +73,7 @@ def batches_of(documents, weights, domains, *, limit_bytes=None):
             continue
         if domain not in index:
             if len(domains) == MOST_DOMAINS:
-                raise ValueError(
-                    f"more than {MOST_DOMAINS} domains, the last {domain[:40]!r}: is it a label?"
-                )
+                raise ValueError(f"more than {MOST_DOMAINS} domains, the last {domain[:40]!r}: is it a label?")
             index[domain] = len(domains)
             domains.append(domain)
         split = split_of(text, weights)
@@ -104,37 +103,33 @@ def write_tokens(documents, text, folder, *, weights, domains, limit_bytes=None)
     encode = _byte_encoder() if vocabulary == 257 and text.end_of_text == 256 else _encoder(text)
     with ExitStack() as stack:
         writers = {name: stack.enter_context(_Writer(folder, name, dtype)) for name in SPLITS}
-        domain_counts = []
         reading = batches_of(documents, weights, domains, limit_bytes=limit_bytes)
         encoding = stack.enter_context(ThreadPoolExecutor(1))
         waiting = []
         for batch in stack.enter_context(_Ahead(reading)):
             waiting.append((batch, encoding.submit(encode, batch)))
             if len(waiting) == 2:  # write one batch while the next is encoded
-                _write(*waiting.pop(0), writers, domain_counts, text.end_of_text)
+                _write(*waiting.pop(0), writers, text.end_of_text)
         for item in waiting:
-            _write(*item, writers, domain_counts, text.end_of_text)
-    counts = {name: dict(writer.counts) for name, writer in writers.items()}
+            _write(*item, writers, text.end_of_text)
+    counts = {name: dict(zip(COUNTS, writer.total(), strict=True)) for name, writer in writers.items()}
     per_domain = {
-        domain: {"documents": 0, "bytes": 0, "tokens": 0, **dict(count)}
-        for domain, count in zip(domains, domain_counts, strict=False)
+        domain: dict(zip(COUNTS, map(int, sum(w.counts[i] for w in writers.values())), strict=True))
+        for i, domain in enumerate(domains)
     }
     return counts, per_domain
 
 
-def _write(batch, encoded, writers, domain_counts, end_of_text):
+def _write(batch, encoded, writers, end_of_text):
+    parts = {name: [] for name in writers}
     for piece, ids in zip(batch, encoded.result(), strict=True):
-        while len(domain_counts) <= piece.domain:
-            domain_counts.append(Counter())
-        added = {"documents": piece.last, "bytes": piece.size, "tokens": len(ids) + piece.last}
-        domain_counts[piece.domain].update(added)
-        writers[piece.split].add(ids, piece, end_of_text, added)
+        parts[piece.split].append((piece, ids))
+    for name, found in parts.items():
+        writers[name].add(found, end_of_text)
 
 
 def _byte_encoder():
-    return lambda batch: [
-        np.frombuffer(piece.text.encode("utf-8"), dtype=np.uint8) for piece in batch
-    ]
+    return lambda batch: [np.frombuffer(piece.text.encode("utf-8"), dtype=np.uint8) for piece in batch]
 
 
 def _encoder(text):
@@ -149,7 +144,7 @@ def _encoder(text):
                 f"the tokenizer does not cover the corpus: it has no token for {unknown[:40]!r},"
                 " choose a byte-level one"
             )
-        return [array("I", found) for found in ids]
+        return ids
 
     return encode
 
@@ -159,50 +154,46 @@ class _Writer:
 
     def __init__(self, folder, split, dtype):
         self.folder, self.split, self.dtype = folder, split, dtype
-        self.counts = Counter(documents=0, tokens=0, bytes=0)
+        self.counts = defaultdict(lambda: np.zeros(len(COUNTS), dtype=np.int64))  # by domain
 
     def __enter__(self):
-        self.tokens = open(self.folder / f"{self.split}.tokens.bin", "wb", buffering=1 << 20)
+        self.tokens = open(self.folder / f"{self.split}.tokens.bin", "wb")
         self.starts = open(self.folder / f"{self.split}.starts.raw", "wb")
         self.domains = open(self.folder / f"{self.split}.domains.raw", "wb")
         self.starts.write(np.int64(0).tobytes())
+        self.written = 0
         return self
 
-    def add(self, ids, piece, end_of_text, added):
-        ids = np.asarray(ids)
-        if piece.last:
-            ids = (
-                np.append(ids, ids.dtype.type(end_of_text))
-                if ids.itemsize > 1
-                else _append(ids, end_of_text)
-            )
-        self.tokens.write(ids.astype(self.dtype).tobytes())
-        self.counts.update(added)
-        if piece.last:
-            self.starts.write(np.int64(self.counts["tokens"]).tobytes())
-            self.domains.write(np.uint16(piece.domain).tobytes())
+    def add(self, found, end_of_text):
+        """Append a list of (Piece, ids): ids are a list of int, or bytes."""
+        ids, starts, domains = array("I"), array("q"), array("H")
+        for piece, of_piece in found:
+            ids.extend(of_piece)
+            if piece.last:
+                ids.append(end_of_text)
+                starts.append(self.written + len(ids))
+                domains.append(piece.domain)
+            self.counts[piece.domain] += (piece.last, len(of_piece) + piece.last, piece.size)
+        self.written += len(ids)
+        self.tokens.write(np.frombuffer(ids, np.uint32).astype(self.dtype).tobytes())
+        self.starts.write(starts.tobytes())
+        self.domains.write(domains.tobytes())
+
+    def total(self):
+        """Documents, tokens and bytes of the split."""
+        return map(int, sum(self.counts.values(), np.zeros(len(COUNTS), dtype=np.int64)))
 
     def __exit__(self, *failure):
         for file in (self.tokens, self.starts, self.domains):
             file.close()
         if failure[0] is None:
-            documents = self.counts["documents"]
-            _to_npy(
-                self.folder / f"{self.split}.starts.raw",
-                f"{self.split}.documents.npy",
-                "<i8",
-                documents + 1,
-            )
-            _to_npy(
-                self.folder / f"{self.split}.domains.raw",
-                f"{self.split}.domains.npy",
-                "<u2",
-                documents,
-            )
-
-
-def _append(ids, end_of_text):
-    return np.append(ids.astype(np.uint16), np.uint16(end_of_text))
+            documents = next(self.total())
+            for kind, name, dtype, length in (
+                ("starts", "documents", "<i8", documents + 1),
+                ("domains", "domains", "<u2", documents),
+            ):
+                raw = self.folder / f"{self.split}.{kind}.raw"
+                _to_npy(raw, f"{self.split}.{name}.npy", dtype, length)
 
 
 def _to_npy(raw, name, dtype, length):

@@ -29,9 +29,7 @@ class Windows:
     def at(self, step, rank=0, ranks=1):
         """Batch of a step, int64 [B/ranks, S+1]; the ranks' parts in order make the whole batch."""
         if self.batch % ranks or not 0 <= rank < ranks:
-            raise ValueError(
-                f"batch {self.batch} is not divisible among rank {rank} of {ranks} ranks"
-            )
+            raise ValueError(f"batch {self.batch} is not divisible among rank {rank} of {ranks} ranks")
         share = self.batch // ranks
         first = step * self.batch + rank * share
         windows = self.order(np.arange(first, first + share, dtype=np.int64))

@@ -16,13 +16,27 @@ KINDS = {
     "table": Kind("tables:runs_table", True, "attributes", "metrics"),
     "backbones": Kind("tables:backbones_table", False, "", "backbone"),
     "gate-functions": Kind("gates:gate_functions", False, "", ""),
-    "sparsity": Kind("training:sparsity", True, "steps", "steps"),
-    "stages": Kind("training:stages", True, "steps", ""),
-    "curves": Kind("training:curves", True, "steps", "steps"),
+    "sparsity": Kind("sparsity:sparsity", True, "steps", "steps"),
+    "stages": Kind("sparsity:stages", True, "steps", ""),
+    "curves": Kind("curves:curves", True, "steps", "steps"),
 }
 
 # Columns of a run's metrics.csv that may stand on an axis (per-layer columns are not drawn so).
-STEPS = ["step", "tokens", "loss", "router_loss", "learning_rate", "gradient_norm", "sparsity", "l1_lambda", "valid_loss", "tokens_per_second", "mfu", "memory_gib", "seconds"]
+STEPS = [
+    "step",
+    "tokens",
+    "loss",
+    "router_loss",
+    "learning_rate",
+    "gradient_norm",
+    "sparsity",
+    "l1_lambda",
+    "valid_loss",
+    "tokens_per_second",
+    "mfu",
+    "memory_gib",
+    "seconds",
+]
 
 # Metric of the reported backbones -> (column of backbones.csv, its factor to the printed unit).
 BACKBONE = {

@@ -5,7 +5,18 @@ from pathlib import Path
 
 import pandas as pd
 
-COLUMNS = ["row", "column", "unit", "reported", "measured", "difference", "seeds", "interval", "printed", "note"]
+COLUMNS = [
+    "row",
+    "column",
+    "unit",
+    "reported",
+    "measured",
+    "difference",
+    "seeds",
+    "interval",
+    "printed",
+    "note",
+]
 LINES = {"reported": "paper", "measured": "ours", "difference": "difference"}
 LATEX = {
     "\\": r"\textbackslash{}",

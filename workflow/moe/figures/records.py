@@ -50,3 +50,12 @@ def snapshots_of(record: Record) -> list[str]:
 def target_sparsity(run: dict) -> float:
     """1 - k/E, the sparsity that ReLU routing is steered to (ReMoE, equation 7)."""
     return 1 - int(run["top_k"]) / int(run["experts"])
+
+
+def all_steps(run: dict) -> "pd.DataFrame":
+    """metrics.csv of every seed, one under the other, with the columns run and seed in front."""
+    import pandas as pd
+
+    each = [record.steps().assign(run=run["run"], seed=record.seed) for record in records(run)]
+    frame = pd.concat(each, ignore_index=True)
+    return frame[["run", "seed", *(c for c in frame if c not in ("run", "seed"))]]

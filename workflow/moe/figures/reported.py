@@ -87,13 +87,8 @@ def find(pages: list[list[dict]], match: dict, values: dict, metric: str) -> Pri
     run (table 3 of RMoE prints a speed once for both token counts); where some rows fit exactly, those
     count. Errors: ValueError if what fits are different numbers.
     """
-    wanted = {"metric": f"={metric}", **match}
     for rows in pages:
-        fits = []
-        for row in rows:
-            cells = [(row[c], resolve(s, values)) for c, s in wanted.items() if c in row]
-            if all(printed == "" or same(printed, ours) for printed, ours in cells):
-                fits.append((sum(printed == "" for printed, _ in cells), row))
+        fits = _fitting(rows, {"metric": f"={metric}", **match}, values)
         if fits:
             best = min(loose for loose, _ in fits)
             rows = [row for loose, row in fits if loose == best]
@@ -102,6 +97,23 @@ def find(pages: list[list[dict]], match: dict, values: dict, metric: str) -> Pri
                 raise ValueError(f"{metric} fits several printed numbers ({some}): match more columns")
             return _printed(rows[0])
     return None
+
+
+def place(pages: list[list[dict]], match: dict, values: dict) -> int:
+    """Where a run stands in the first file, so that our rows can follow the paper's; its end if nowhere."""
+    rows = pages[0] if pages else []
+    fits = _fitting(rows, match, values)
+    return rows.index(fits[0][1]) if fits else len(rows)
+
+
+def _fitting(rows: list[dict], match: dict, values: dict) -> list[tuple[int, dict]]:
+    """The rows that fit, each with the number of its cells that fit any run because they are empty."""
+    fits = []
+    for row in rows:
+        cells = [(row[c], resolve(s, values)) for c, s in match.items() if c in row]
+        if all(printed == "" or same(printed, ours) for printed, ours in cells):
+            fits.append((sum(printed == "" for printed, _ in cells), row))
+    return fits
 
 
 def _printed(row: dict) -> Printed:

@@ -8,7 +8,7 @@ from moe.figures.kinds import BACKBONE
 from moe.figures.layout import Table
 from moe.figures.metrics import LOCAL, columns_of, metric_of
 from moe.figures.records import records, snapshots_of
-from moe.figures.reported import attributes, find, load, parse_match, stems
+from moe.figures.reported import attributes, find, load, parse_match, place, stems
 from moe.figures.titles import headline, seeds_sentence
 
 BACKBONE_HEADERS = {
@@ -35,7 +35,7 @@ def runs_table(spec, runs, *, scale, reported, results) -> Table:
     pages = load(reported, stems(text(spec, "reported")))
     match = parse_match(text(spec, "match"))
     names, cells = [], []
-    for run, snapshot in _rows(spec, runs, seeds):
+    for run, snapshot in _rows(spec, runs, seeds, pages, match):
         values = attributes(run, snapshot)
         names.append(", ".join(str(values[word]) for word in text(spec, "x").split()))
         if names[-1] in names[:-1]:
@@ -56,8 +56,8 @@ def runs_table(spec, runs, *, scale, reported, results) -> Table:
     )
 
 
-def _rows(spec, runs, seeds) -> list[tuple[dict, str]]:
-    """(run, snapshot) of every row; grouped by snapshot where `x` begins with it, as in the paper."""
+def _rows(spec, runs, seeds, pages, match) -> list[tuple[dict, str]]:
+    """(run, snapshot) of every row, in the paper's order; grouped by snapshot where `x` begins with it."""
     asked = text(spec, "snapshots").split()
     rows = []
     for run in runs:
@@ -67,6 +67,7 @@ def _rows(spec, runs, seeds) -> list[tuple[dict, str]]:
             problem = f"has no snapshot {missing[0]!r}, only {', '.join(made)}"
             raise ValueError(f"{spec['paper']}/{spec['figure']}: run {run['run']} {problem}.")
         rows += [(run, label) for label in (asked or made[-1:])]
+    rows.sort(key=lambda row: place(pages, match, attributes(*row)))
     if text(spec, "x").startswith("snapshot"):
         order = list(dict.fromkeys(asked or (label for _, label in rows)))
         rows.sort(key=lambda row: order.index(row[1]))

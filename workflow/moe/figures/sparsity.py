@@ -1,19 +1,17 @@
-"""Figures of a training, read from every step's row of metrics.csv (ReMoE, figures 3, 4 and 5)."""
+"""Figures of ReLU routing's sparsity, read from every step's row of metrics.csv (ReMoE, figures 3 and 4)."""
 
 import numpy as np
-import pandas as pd
 
 from moe.figures.check import text
 from moe.figures.intervals import mean_interval
 from moe.figures.metrics import EXCLUDED_STEPS, sparsities
-from moe.figures.records import records, target_sparsity
+from moe.figures.records import all_steps, records, target_sparsity
 from moe.figures.reported import find, load, parse_match, stems
 from moe.figures.stages import stage_bounds
-from moe.figures.style import BLACK, BLUE, GREEN, RED, Picture, colour, counts, line, panels
-from moe.figures.titles import headline, seeds_sentence
+from moe.figures.style import BLACK, BLUE, GREEN, RED, Picture, counts, line, panels
+from moe.figures.titles import headline
 
 STAGE_SHADES = {"I": "#fbe3d3", "II": "#fdf3dc", "III": "#e6f1ea"}
-SMOOTHING = 0.02  # share of the steps that a smoothed point of a training curve averages
 
 
 def _one_run(spec, runs) -> dict:
@@ -23,18 +21,11 @@ def _one_run(spec, runs) -> dict:
     return runs[0]
 
 
-def _frames(run: dict) -> pd.DataFrame:
-    """metrics.csv of every seed, one under the other, with columns run and seed in front."""
-    each = [r.steps().assign(run=run["run"], seed=r.seed) for r in records(run)]
-    frame = pd.concat(each, ignore_index=True)
-    return frame[["run", "seed", *(c for c in frame if c not in ("run", "seed"))]]
-
-
 def sparsity(spec, runs, *, scale, reported, results) -> Picture:
     """Sparsity of every single step, neither averaged nor sampled, and its mean and std (figure 3)."""
     run = _one_run(spec, runs)
     target = target_sparsity(run)
-    data = _frames(run)[["run", "seed", text(spec, "x"), "sparsity"]]
+    data = all_steps(run)[["run", "seed", text(spec, "x"), "sparsity"]]
     moments = [_moments(sparsities(record)) for record in records(run)]
     pages, match = load(reported, stems(text(spec, "reported"))), parse_match(text(spec, "match"))
     printed = [find(pages, match, run, f"sparsity_{m}") for m in ("mean", "std")]
@@ -80,7 +71,7 @@ def stages(spec, runs, *, scale, reported, results) -> Picture:
     """
     run = _one_run(spec, runs)
     x = text(spec, "x")
-    frame = _frames(run)
+    frame = all_steps(run)
     frame["l_reg"] = frame["router_loss"] / frame["l1_lambda"]
     data = frame[["run", "seed", x, "loss", "l_reg", "router_loss", "sparsity", "l1_lambda"]].rename(
         columns={"router_loss": "lambda_l_reg"}
@@ -167,62 +158,3 @@ def _losses(axis, part, x, legend: bool) -> None:
     if legend:
         axis.legend(loc="lower right")
         axis.set_ylabel("loss (log scale)")
-
-
-def curves(spec, runs, *, scale, reported, results) -> Picture:
-    """A column of metrics.csv over training, one line a run (figure 5): the whole, and the end close by.
-
-    Lines are running means over 2 % of the steps, averaged over seeds, with the 95 % interval as a band;
-    the CSV has every step as it was logged beside the smoothed value.
-    """
-    x, y, hue = text(spec, "x"), text(spec, "y"), text(spec, "hue") or "label"
-    data = pd.concat([_smoothed(_frames(run), run, x, y, hue) for run in runs], ignore_index=True)
-    figure, _ = panels(1, 2, width=7.2, height=3.8, width_ratios=[1.15, 1])
-    whole, end = figure.axes
-    seeds = []
-    for position, run in enumerate(runs):
-        each = data[data["run"] == run["run"]]
-        wide = each.pivot(index=x, columns="seed", values="smoothed").dropna()
-        seeds.append(wide.shape[1])
-        stats = [mean_interval(row) for row in wide.to_numpy()]
-        mean = np.array([m for m, _ in stats])
-        for axis in (whole, end):
-            ink = colour(run, position)
-            line(axis, wide.index.to_numpy(), mean, color=ink, label=str(run[hue]))
-            if wide.shape[1] > 1:
-                half = np.array([h for _, h in stats])
-                axis.fill_between(wide.index, mean - half, mean + half, color=ink, alpha=0.2, lw=0)
-    whole.legend(title=None)
-    whole.set(xlabel=x, ylabel=_axis_name(y), title="(a) the whole training")
-    end.set(xlabel=x, title="(b) its last third, enlarged")
-    _enlarge(end, data, x)
-    counts(whole, end)
-    notes = [
-        f"Lines: running mean over {100 * SMOOTHING:.0f} % of the steps; the CSV has every step.",
-        seeds_sentence(seeds),
-        text(spec, "caption"),
-    ]
-    return Picture(figure, data, headline(spec, scale), text(spec, "title"), [" ".join(notes)])
-
-
-def _axis_name(column: str) -> str:
-    names = {"loss": "training loss (nats/token)", "valid_loss": "validation loss (nats/token)"}
-    return names.get(column, column.replace("_", " "))
-
-
-def _smoothed(frame: pd.DataFrame, run: dict, x: str, y: str, hue: str) -> pd.DataFrame:
-    frame = frame[frame[y].notna()]
-    if frame.empty:
-        raise ValueError(f"run {run['run']} has no value in column {y!r} of metrics.csv.")
-    frame = frame[["run", "seed", *dict.fromkeys([x, y])]].assign(**{hue: run[hue]})
-    window = max(1, round(SMOOTHING * len(frame) / frame["seed"].nunique()))
-    frame["smoothed"] = frame.groupby("seed")[y].transform(lambda series: series.rolling(window, min_periods=1).mean())
-    return frame
-
-
-def _enlarge(axis, data: pd.DataFrame, x: str) -> None:
-    """Limits that show the last third of the training and nothing else."""
-    start = data[x].min() + 2 / 3 * (data[x].max() - data[x].min())
-    late = data[data[x] >= start]["smoothed"]
-    room = 0.08 * (late.max() - late.min()) or 0.01
-    axis.set(xlim=(start, data[x].max()), ylim=(late.min() - room, late.max() + room))

@@ -1,0 +1,54 @@
+# One trained model per row of runs.tsv and seed.
+LAUNCHER = "python" if config["ranks"] == 1 else f"torchrun --standalone --nproc-per-node {config['ranks']}"
+
+
+rule measure_precision:
+    """Which of bfloat16 and float32 trains faster on this machine."""
+    output:
+        "results/{scale}/precision.json",
+    log:
+        "results/logs/{scale}/measure_precision.log",
+    conda:
+        "../../envs/train.yaml"
+    shell:
+        "python -m moe.precision {output} 2>&1 | tee {log}"
+
+
+rule freeze_run:
+    """All that decides a run, merged from the tables into one file."""
+    output:
+        RUN + "/run.yaml",
+    log:
+        "results/logs/{scale}/freeze_run/{run}-{seed}.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        spec=spec_of,
+    script:
+        "../scripts/freeze_run.py"
+
+
+rule train:
+    """Train one run; its checkpoints lie beside the outputs, so a rerun goes on from the newest whole one."""
+    input:
+        run=RUN + "/run.yaml",
+        corpus=corpus_of,
+        precision="results/{scale}/precision.json",
+    output:
+        metrics=RUN + "/metrics.csv",
+        done=RUN + "/done.json",
+    log:
+        "results/logs/{scale}/train/{run}-{seed}.log",
+    benchmark:
+        "results/benchmarks/{scale}/train/{run}-{seed}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    params:
+        launcher=LAUNCHER,
+        corpus=subpath(input.corpus, parent=True),
+    threads: config["ranks"]
+    resources:
+        gpu=config["ranks"] if GPUS else 0,
+    shell:
+        "OMP_NUM_THREADS=1 {params.launcher} -m moe.train {input.run} --corpus {params.corpus}"
+        " --precision {input.precision} 2>&1 | tee {log}"

@@ -1,0 +1,13 @@
+"""Backbones at the papers' size and at this scale, and the gate functions, as CSV."""
+
+import pandas as pd
+
+from moe.describe import backbone, gate_functions
+
+rows = []
+for setup, shapes in snakemake.params.setups.items():
+    for where, scale in (("paper_scale", "paper"), ("this_scale", snakemake.wildcards.scale)):
+        found = backbone(shapes[where]["model"], shapes[where]["sequence"])
+        rows.append({"paper": shapes["paper"], "setup": setup, "size": shapes["size"], "scale_of_row": scale} | found)
+pd.DataFrame(rows).drop_duplicates(["setup", "scale_of_row"]).to_csv(snakemake.output.backbones, index=False)
+pd.DataFrame(gate_functions()).to_csv(snakemake.output.gates, index=False)

@@ -1,0 +1,14 @@
+"""One row of figures.tsv as a picture or a table."""
+
+from pathlib import Path
+
+from moe.figures import draw
+
+draw(
+    snakemake.params.spec,
+    snakemake.params.runs,
+    scale=snakemake.wildcards.scale,
+    reported=Path(snakemake.params.reported),
+    results=Path("results") / snakemake.wildcards.scale,
+    outputs=list(snakemake.output),
+)
