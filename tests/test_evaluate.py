@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean_stderr
 from lm_eval.api.registry import get_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from tiny_run import END_OF_TEXT, SEQUENCE, VOCABULARY, TinyCorpus, tiny_model, tiny_run
+from tiny_run import END_OF_TEXT, SEQUENCE, VOCABULARY, TinyCorpus, tiny_model, tiny_run, write_corpus, write_run
 
-from moe import benchmarks, evaluate, scoring
+from moe import benchmarks, evaluate, probe, scoring, validate
 from moe.finished import write_csv
 from moe.routers import ROUTERS
 from moe.tasks import wanted_tasks
@@ -273,10 +274,6 @@ def test_the_list_of_benchmarks_agrees_with_the_harness(task):
     assert lines["dataset_path"] == benchmarks.BENCHMARKS[task].data
 
 
-def test_the_adapter_is_registered_with_the_harness():
-    assert get_model("rerouted") is evaluate.Rerouted
-
-
 MIRROR = Path(os.environ.get("REROUTED_DATA", "nowhere")) / "mirror"
 DOCUMENTS = {
     "arc_challenge": 1172,
@@ -339,8 +336,76 @@ def test_fetching_pins_revisions_checks_files_and_makes_a_mirror(tmp_path, monke
     assert not (tmp_path / "allenai/sciq/data/test.parquet").exists()
 
 
-def test_the_command_line_ends_with_2_and_no_traceback(tmp_path, capsys):
-    assert evaluate.main([str(tmp_path), str(tmp_path), "--output", "x.csv"]) == 2
-    assert "run.yaml does not exist" in capsys.readouterr().err
+COMMANDS = {  # file of --output -> the command and its other files
+    "validation.csv": (validate.main, {"--windows-output": "validation_windows.csv"}),
+    "scores.csv": (evaluate.main, {"--samples": "samples.csv"}),
+    "routing.parquet": (probe.main, {"--occurrences": "occurrences.parquet"}),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders of a finished run and of its corpus."""
+    folder = tmp_path_factory.mktemp("results")
+    write_run(folder / "run", write_corpus(folder / "corpus"))
+    return folder / "run", folder / "corpus"
+
+
+@pytest.mark.parametrize("output", COMMANDS)
+def test_a_command_reads_a_run_and_writes_the_same_files_again(folders, tmp_path, capsys, output):
+    command, others = COMMANDS[output]
+    written = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        files = {"--output": output} | others
+        options = [text for option, file in files.items() for text in (option, str(tmp_path / name / file))]
+        assert command([*map(str, folders), *options]) == 0, capsys.readouterr().err
+        written.append([(tmp_path / name / file).read_bytes() for file in files.values()])
+        assert sorted(p.name for p in (tmp_path / name).iterdir()) == sorted(files.values())
+    assert written[0] == written[1]
+    if output == "scores.csv":
+        assert [line.split(",")[3:5] for line in written[0][0].decode().splitlines()[1:]] == [
+            ["local_last_word", "acc"],
+            ["local_cloze", "acc"],
+        ]
+        assert "race is left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", COMMANDS)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run: ["--snapshot", "55B"], "no snapshot '55B'; did you mean '5B'?"),
+        (lambda run: (run / "done.json").unlink(), "done.json does not exist: is it trained?"),
+        (lambda run: (run / "snapshots/5B.safetensors").write_bytes(b"cut"), "truncated or altered"),
+        (
+            lambda run: (run / "done.json").write_text('{"data": "other", "snapshots": {}}'),
+            "the run was trained on a corpus with fingerprint other, but",
+        ),
+    ],
+    ids=["snapshot", "unfinished", "altered", "corpus"],
+)
+def test_a_wrong_run_ends_with_2_and_one_sentence(folders, tmp_path, capsys, output, change, message):
+    shutil.copytree(folders[0], tmp_path / "run")
+    extra = change(tmp_path / "run")
+    command, others = COMMANDS[output]
+    files = [text for option, file in others.items() for text in (option, str(tmp_path / file))]
+    arguments = [str(tmp_path / "run"), str(folders[1]), "--output", str(tmp_path / output), *files]
+    assert command([*arguments, *(extra if isinstance(extra, list) else [])]) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said
+    assert not (tmp_path / output).exists()
+
+
+def test_the_harness_can_make_the_adapter_by_its_name(folders):
+    made = get_model("rerouted").create_from_arg_string(
+        f"run={folders[0]},corpus={folders[1]},snapshot=5B", {"device": "cpu"}
+    )
+    ((total, _),) = made.loglikelihood(requests("loglikelihood", ("a", " river")))
+    expected, _ = loop_score(tiny_model("rmoe"), list(b"a"), list(b" river"))
+    assert total == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_unknown_benchmark_to_fetch_ends_with_2_and_one_sentence(tmp_path, capsys):
     assert benchmarks.main(["scqi", "--output", str(tmp_path)]) == 2
     assert "did you mean 'sciq'" in capsys.readouterr().err

@@ -116,9 +116,3 @@ def test_two_validations_write_the_same_files(tmp_path):
 def test_a_split_shorter_than_a_window_is_an_error_of_one_sentence():
     with pytest.raises(ValueError, match="valid has 5 tokens, fewer than one window of 16"):
         validate.validate(tiny_run(corpus=TinyCorpus([(0, "four")])))
-
-
-def test_the_command_line_ends_with_2_and_no_traceback(tmp_path, capsys):
-    code = validate.main([str(tmp_path / "nowhere"), str(tmp_path), "--output", "x.csv"])
-    assert code == 2
-    assert "run.yaml does not exist" in capsys.readouterr().err

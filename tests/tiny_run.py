@@ -1,15 +1,21 @@
-"""A run and a corpus small enough to check by hand, held in memory."""
+"""A run and a corpus small enough to check by hand: held in memory, or as the folders that commands read."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 
+from moe.checkpoints import sha256
+from moe.data import Corpus, make_local_tasks, prepare
 from moe.data.tokenizer import byte_tokenizer
 from moe.finished import FinishedRun
 from moe.model import Decoder
+from moe.snapshots import save_snapshot
 
 END_OF_TEXT, VOCABULARY, SEQUENCE = 256, 257, 16
+SIZES = dict(width=32, layers=2, heads=4, kv_heads=2, expert_width=64, experts=4, top_k=1, init_std=0.2)
 TEXTS = [  # (domain, text)
     (0, "the cat sat on the mat, and the dog sat on the cat"),
     (1, "def f(x):\n    return f(x) + f(x)\n"),
@@ -37,13 +43,10 @@ class TinyCorpus:
         return self.starts, self.of
 
 
-def tiny_model(router="topk", seed=0, layers=2):
+def tiny_model(router="topk", seed=0):
     """A random decoder that is sure enough of itself to have clear arguments of the maximum."""
     torch.manual_seed(seed)
-    name = {"name": router}
-    sizes = dict(width=32, layers=layers, heads=4, kv_heads=2, expert_width=64, init_std=0.2)
-    experts = {} if router == "none" else dict(experts=4, top_k=1)
-    return Decoder(VOCABULARY, router=name, **sizes, **experts).eval()
+    return Decoder(VOCABULARY, router={"name": router}, **SIZES).eval()
 
 
 class TinyRun(FinishedRun):
@@ -61,3 +64,37 @@ def tiny_run(router="topk", corpus=None, **evaluation):
     corpus = corpus or TinyCorpus()
     cpu = torch.device("cpu")
     return TinyRun(Path("tiny"), spec, {"snapshots": made}, corpus, list(made), cpu)
+
+
+WORDS = ["river", "stone", "bridge", "water", "garden", "letter", "window", "summer", "forest", "music"]
+
+
+def write_corpus(folder):
+    """A prepared corpus of made-up running text in two domains, with its local tasks."""
+    draw, lines = np.random.default_rng(0), []
+    for document in range(60):
+        words = " ".join(draw.choice(WORDS, 300).tolist())
+        lines.append(json.dumps({"text": f"{document} {words}.", "domain": "ab"[document % 2]}))
+    source = folder.parent / "text"
+    source.mkdir()
+    (source / "text.jsonl").write_text("\n".join(lines) + "\n")
+    files = {"kind": "files", "folder": str(source), "domain": "domain"}
+    split = {"train": 1, "valid": 1, "test": 1}
+    prepare({"source": files, "tokenizer": {"kind": "bytes"}, "split": split}, folder, workers=1)
+    make_local_tasks(folder, count=8)
+    return Corpus(folder)
+
+
+def write_run(folder, corpus, router="rmoe"):
+    """The folder of a run that ended with one snapshot of random weights."""
+    (folder / "snapshots").mkdir(parents=True)
+    model = tiny_model(router)
+    spec = tiny_run(router).spec | {"evaluation": {"windows": 4, "probe_tokens": 64, "limit": 3}}
+    spec["evaluation"]["tasks"] = {"local": ["local_last_word/acc", "local_cloze"], "benchmark": ["race/acc"]}
+    spec["model"] = dict(vocabulary=VOCABULARY, router={"name": router}, **SIZES)
+    (folder / "run.yaml").write_text(yaml.safe_dump(spec))
+    path = folder / "snapshots" / "5B.safetensors"
+    save_snapshot({name: part for name, part in model.state_dict().items() if torch.is_tensor(part)}, path)
+    made = {"file": "snapshots/5B.safetensors", "step": 5, "tokens": 80, "sha256": sha256(path)}
+    done = {"data": corpus.fingerprint, "precision": "float32", "snapshots": {"5B": made}}
+    (folder / "done.json").write_text(json.dumps(done))

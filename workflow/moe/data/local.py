@@ -92,9 +92,9 @@ def _gather(documents, results, names, limit):
             text = found.get("examples" if name == "examples" else "text")
             if not text or not SHORTEST_DOCUMENT <= len(text) <= LONGEST_DOCUMENT:
                 continue
-            if limit is None or sizes[name] < limit:
-                if documents.setdefault(_hash(text), (text, name)) == (text, name):
-                    sizes[name] += len(text)
+            if (limit is None or sizes[name] < limit) and _hash(text) not in documents:
+                documents[_hash(text)] = (text, name)
+                sizes[name] += len(text)
         if limit is not None and min(sizes.values()) >= limit:
             return
 
@@ -165,9 +165,9 @@ def _standard_library():
 
 def _headers():
     for key, path in _recorded("torch"):
-        if key.startswith("torch/include/") and key.endswith((".h", ".hpp", ".cuh")):
-            if not ACCELERATORS & set(key.split("/")):
-                yield key, path
+        header = key.startswith("torch/include/") and key.endswith((".h", ".hpp", ".cuh"))
+        if header and not ACCELERATORS & set(key.split("/")):
+            yield key, path
 
 
 def _package_sources():
