@@ -97,7 +97,7 @@ def test_the_command_ends_in_one_sentence_and_status_2(tmp_path):
 def test_every_command_runs(tmp_path, capsys):
     (tmp_path / "texts").mkdir()
     for i in range(40):
-        words = " ".join(f"the gate number {j} of router {i} opens," for j in range(60))
+        words = " ".join(f"the gate number{chr(97 + i % 26)} of router{chr(97 + j % 26)} opens," for j in range(60))
         (tmp_path / "texts" / f"{i:02d}.txt").write_text(words)
     definition = tmp_path / "good.yaml"
     definition.write_text(

@@ -293,26 +293,22 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 @pytest.mark.slow
-def test_memory_stays_below_a_gibibyte_however_long_the_corpus(tmp_path):
+@pytest.mark.parametrize(
+    ("tokenizer", "megabytes"), [(BYTES, 300), ({"kind": "bpe", "vocabulary": 1000, "sample_mb": 4}, 50)]
+)
+def test_memory_stays_below_a_gibibyte_however_long_the_corpus(tmp_path, tokenizer, megabytes):
+    """One document of 20 MB among documents of 0.1 MB; what lies in memory is a few batches."""
     draw = random.Random(0)
     words = ["".join(draw.choices("etaoinshrdlu", k=draw.randint(2, 9))) for _ in range(5000)]
+    text = " ".join(draw.choices(words, k=16_000))
     (tmp_path / "texts").mkdir()
-    for part in range(3):  # 100 MB each, one document of 30 MB among them
-        with open(tmp_path / "texts" / f"{part}.jsonl", "w") as file:
-            long = " ".join(draw.choices(words, k=5_000_000 if part == 1 else 10))
-            file.write(json.dumps({"text": long}) + "\n")
-            text = " ".join(draw.choices(words, k=20_000))
-            for i in range(700):
-                file.write(json.dumps({"text": f"{i} {part} {text}"}) + "\n")
-    tokenizer = {"kind": "bpe", "vocabulary": 1000, "sample_mb": 4}
+    with open(tmp_path / "texts" / "a.jsonl", "w") as file:
+        file.write(json.dumps({"text": f"{text} " * (20_000_000 // len(text))}) + "\n")
+        for i in range((megabytes - 20) * 1_000_000 // len(text)):
+            file.write(json.dumps({"text": f"{i} {text}"}) + "\n")
     code = MEMORY.format(definition=definition(tmp_path / "texts", tokenizer, domain=None), folder=str(tmp_path / "c"))
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        check=True,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(WORKFLOW)},
-    )
+    environment = {**os.environ, "PYTHONPATH": str(WORKFLOW)}
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
     peak = float(done.stdout.split()[-1])
-    assert peak < 1024, f"peak of {peak:.0f} MiB"
     print(f"peak {peak:.0f} MiB")
+    assert peak < 1024

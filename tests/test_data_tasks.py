@@ -9,10 +9,11 @@ import pytest
 
 from moe.data import Corpus, make_local_tasks, prepare
 
-WORDS = (
+TEXT = (
     "the router sends every token through experts whose gates remember what earlier layers decided and then"
     " memory grows slowly while balance matters because sparse models learn quickly from large text"
-).split()
+)
+WORDS = TEXT.split()
 
 
 @pytest.fixture(scope="module")

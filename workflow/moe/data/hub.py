@@ -99,7 +99,7 @@ def _resolve(source, store):
             (skeleton / path).parent.mkdir(parents=True, exist_ok=True)
             (skeleton / path).touch()
         if "README.md" in store.files:
-            store.copy("README.md", skeleton)
+            _copy_checked(store, "README.md", skeleton)
         try:
             builder = datasets.load_dataset_builder(str(skeleton), config, cache_dir=f"{scratch}/cache")
         except Exception as error:  # the library raises many kinds for one cause: no such configuration
@@ -225,21 +225,26 @@ def _take(store, path, folder, progress):
     """Have a file in `folder`, checked against the checksum that the hub records; {sha256, bytes}."""
     key = f"{folder.name}/{path}"
     target = folder / path
-    recorded = store.files[path]
     facts = progress.done.get(key)
     if facts and target.is_file() and target.stat().st_size == facts["bytes"]:
         return facts
-    for attempt in (1, 2):  # what a killed call left may be wrong: once more, from the start
-        store.copy(path, folder)
-        problem = _differs(target, recorded)
-        if problem is None:
-            break
-        target.unlink()
-        if attempt == 2:
-            raise ValueError(f"{target}: {problem}, deleted: fetch again")
+    _copy_checked(store, path, folder)
     facts = {"sha256": sha256_of(target), "bytes": target.stat().st_size}
     progress.add(key, facts)
     return facts
+
+
+def _copy_checked(store, path, folder):
+    """Copy a file; what a killed call left may be wrong, so one more attempt starts from nothing."""
+    target = folder / path
+    for attempt in (1, 2):
+        store.copy(path, folder)
+        problem = _differs(target, store.files[path])
+        if problem is None:
+            return
+        target.unlink()
+        if attempt == 2:
+            raise ValueError(f"{target}: {problem}, deleted: fetch again")
 
 
 def _differs(target, recorded):

@@ -12,11 +12,12 @@ from pathlib import Path
 def whole_folder(folder, *, may_replace):
     """Yield a temporary folder beside `folder` that takes its place, synced, when the block ends well.
 
-    What a killed attempt left is cleared. An existing `folder` is replaced only where every entry in
-    it is one of `may_replace`, so that a mistyped path never deletes a user's files.
+    What a killed attempt left is cleared. An existing `folder` is replaced only where every visible
+    entry in it is one of `may_replace`, so that a mistyped path never deletes a user's files.
     """
     folder = Path(folder)
-    strangers = [p.name for p in folder.iterdir() if p.name not in may_replace] if folder.is_dir() else []
+    visible = [p.name for p in folder.iterdir() if p.name[0] != "."] if folder.is_dir() else []
+    strangers = [name for name in visible if name not in may_replace]
     if folder.exists() and (not folder.is_dir() or strangers):
         held = f"holds {min(strangers)!r}" if strangers else "is a file"
         raise ValueError(f"{folder}: not replaced, since it {held}, which is no part of a corpus")

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from moe.routers.base import Gates, Router, Routing
-from moe.routers.memory import GRU
+from moe.routers.memory import GRU, RNN
 from moe.routers.relu import ReLU
 from moe.routers.scores import Linear
 from moe.routers.topk import TopK
@@ -18,6 +18,7 @@ ROUTERS: dict[str, dict[str, Any]] = {
     "relu": dict(scores=Linear, gates=ReLU),
     "smoe": dict(scores=Linear, gates=TopK, normalise="chosen"),
     "rmoe": dict(memory=GRU, scores=Linear, gates=TopK, normalise="chosen"),
+    "rmoe-rnn": dict(memory=RNN, scores=Linear, gates=TopK, normalise="chosen"),
 }
 PARTS = ("memory", "scores", "gates")
 SIZES = ("layers", "width", "inputs", "experts", "top_k")  # come from the model, not from the options

@@ -94,11 +94,11 @@ def summed_over_ranks(counts: Tensor) -> Tensor:
     return counts
 
 
-def share_of_tokens(mask_TE: Tensor, training: bool) -> Tensor:
+def share_of_tokens(mask_TE: Tensor, training: bool, dtype: torch.dtype) -> Tensor:
     """Share of all ranks' tokens that each expert gets, [E], a constant for the gradient (T may differ by rank)."""
     counts = mask_TE.sum(0)
     tokens = mask_TE.shape[0]
     if training:  # a validation may run on one rank alone
         totals = summed_over_ranks(torch.cat([counts, counts.new_tensor([tokens])]))
         counts, tokens = totals[:-1], totals[-1]
-    return counts / tokens
+    return counts.to(dtype) / tokens

@@ -25,3 +25,9 @@ class GRU(nn.Module):
         """x_TD and the previous layer's state (None before the first) -> (what the scores read, state), both [T, H]."""
         memory_TH = self.cell(self.projectors[layer](x_TD), memory_TH)
         return memory_TH, memory_TH
+
+
+class RNN(GRU):
+    """h_l = tanh(W P_l x_l + U h_{l−1} + biases): the plain cell of RMoE's table 6."""
+
+    cell_type = nn.RNNCell

@@ -49,7 +49,8 @@ class ReLU(Gates):
         gates_TE = scores_TE.relu()
         mean_E = gates_TE.mean(0)
         if self.balance:
-            mean_E = mean_E * (share_of_tokens(gates_TE.detach() > 0, self.training) * self.per_slot)
+            share_E = share_of_tokens(gates_TE.detach() > 0, self.training, mean_E.dtype)
+            mean_E = mean_E * (share_E * self.per_slot)
         return gates_TE, self.l1_lambda * mean_E.sum(), scores_TE
 
     def after_step(self, sparsity: float) -> dict[str, float]:

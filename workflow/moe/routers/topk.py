@@ -55,5 +55,5 @@ class TopK(Gates):
 
 def balance_loss(probs_TE: Tensor, gates_TE: Tensor, top_k: int, training: bool) -> Tensor:
     """E · Σ_e f_e P_e: 1 at uniform routing; f over all data-parallel ranks, P over this rank's tokens."""
-    share_E = share_of_tokens(gates_TE.detach() > 0, training) / top_k
+    share_E = share_of_tokens(gates_TE.detach() > 0, training, probs_TE.dtype) / top_k
     return probs_TE.shape[1] * (share_E * probs_TE.mean(0)).sum()
