@@ -52,7 +52,7 @@ def test_a_wrong_definition_is_one_sentence(case):
     assert str(raised.value).startswith("corpora/x.yaml") and "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("case", set(BAD) - {"placeholder"})
+@pytest.mark.parametrize("case", sorted(set(BAD) - {"placeholder"}))
 def test_the_schema_refuses_it_too(case):
     assert list(Draft202012Validator(SCHEMA).iter_errors({**GOOD, **BAD[case][0]}))
 

@@ -41,6 +41,9 @@ class Training:
     """One run's training: what it is (spec), where it lives (folder) and the state that moves."""
 
     def __init__(self, spec: dict[str, Any], folder: Path, corpus: Corpus, precision: str):
+        self.signal: int | None = None
+        for number in (signal.SIGTERM, signal.SIGUSR1):  # first of all: one may come before the first step
+            signal.signal(number, self._on_signal)
         self.spec, self.folder, self.corpus = spec, folder, corpus
         self.settings = settings = spec["training"]
         self.device = pick_device()
@@ -70,7 +73,6 @@ class Training:
             self.engine.compile()
         self.batches = Windows(corpus, "train", settings["sequence"], settings["batch"], spec["seed"])
         self.stuck: dict[str, int] = {}
-        self.signal: int | None = None
 
     def _check_sizes(self) -> None:
         settings, where = self.settings, self.folder / "run.yaml"
@@ -93,8 +95,6 @@ class Training:
         if self.rank == 0:
             path = self.checkpoints / "metrics.csv"
             record = StepRecord(path, self._columns(), start, self.folder / "tensorboard")
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._on_signal)
         bar = progress(name, steps, start) if self.rank == 0 else None
         for step in range(start, steps):
             row = self._step(step)

@@ -1,0 +1,90 @@
+"""Grouped dispatch against a loop over experts that a child could check."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe.experts import Experts, route_pairs
+
+D, F = 16, 24  # widths of model and expert
+
+
+def dumb(experts, x_TD, gates_TE):
+    """Every expert on every token, weighed."""
+    outputs = []
+    for w_in, w_out in zip(experts.in_EDF, experts.out_EFD, strict=True):
+        gate, up = (x_TD @ w_in).chunk(2, -1)
+        outputs.append((torch.nn.functional.silu(gate) * up) @ w_out)
+    return sum(gates_TE[:, e, None] * y for e, y in enumerate(outputs))
+
+
+def make(T, E, seed, dtype=torch.float32):
+    torch.manual_seed(seed)
+    experts = Experts(E, D, F).to(dtype)
+    for parameter in experts.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    gates = torch.randn(T, E, dtype=dtype).relu()
+    return experts, torch.randn(T, D, dtype=dtype), gates
+
+
+CASES = {
+    "some tokens without experts": lambda g: g * (torch.rand(g.shape[0], 1) < 0.5),
+    "some experts without tokens": lambda g: g * (torch.rand(1, g.shape[1]) < 0.5),
+    "nothing routed": lambda g: g * 0,
+    "one expert gets all": lambda g: torch.nn.functional.one_hot(torch.zeros(len(g), dtype=int), g.shape[1]).to(g),
+    "every expert": lambda g: g + 0.1,
+    "as drawn": lambda g: g,
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@given(T=st.integers(1, 30), E=st.integers(1, 9), seed=st.integers(0, 2**31))
+@settings(max_examples=12, deadline=None)
+def test_dispatch_equals_a_loop_over_experts_forward_and_backward(case, T, E, seed):
+    experts, x, gates = make(T, E, seed)
+    gates = CASES[case](gates).detach()
+    results = []
+    for apply in (experts, lambda x, g: dumb(experts, x, g)):
+        inputs = x.clone().requires_grad_(), gates.clone().requires_grad_()
+        y = apply(*inputs)
+        gradients = torch.autograd.grad((y * torch.arange(D)).sum(), [*inputs, *experts.parameters()])
+        # a gate that is zero is not routed: its gradient is not defined by the sum over active experts
+        results.append([y, gradients[0], gradients[1] * (gates > 0), *gradients[2:]])
+    for mine, reference in zip(*results, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_in_double_precision():
+    experts, x, gates = make(7, 4, 0, torch.float64)
+    gates = (gates * 0.9 + 0.05 * (gates > 0)).requires_grad_()
+    weights = [p.detach().requires_grad_() for p in experts.parameters()]
+
+    def apply(x, gates, w_in, w_out):
+        return torch.func.functional_call(experts, {"in_EDF": w_in, "out_EFD": w_out}, (x, gates * (gates > 0.04)))
+
+    assert torch.autograd.gradcheck(apply, (x.requires_grad_(), gates, *weights))
+
+
+def test_a_token_without_experts_gets_zeros_and_no_gradient():
+    experts, x, gates = make(5, 3, 1)
+    gates[2] = 0
+    x.requires_grad_()
+    y = experts(x, gates)
+    y.sum().backward()
+    assert (y[2] == 0).all() and (x.grad[2] == 0).all()
+
+
+def test_bfloat16_is_close_to_float32():
+    experts, x, gates = make(64, 4, 2)
+    reference = experts(x, gates)
+    half = experts.bfloat16()(x.bfloat16(), gates).float()
+    assert (half - reference).norm() / reference.norm() < 2e-2
+
+
+def test_pairs_are_sorted_by_expert_and_linear_in_what_is_routed():
+    gates = torch.zeros(1000, 64)
+    gates[3, 5], gates[7, 5], gates[1, 0] = 0.5, 0.25, 1.0
+    pairs = route_pairs(gates)
+    assert pairs.token_N.tolist() == [1, 3, 7] and pairs.gate_N.tolist() == [1.0, 0.5, 0.25]
+    assert pairs.ends_E.tolist() == [1] * 5 + [3] * 59

@@ -1,0 +1,276 @@
+"""What a training promises: exact resume, the same numbers however it is split, checkpoints that survive faults.
+
+Trainings run as users run them, `python -m moe.train`, in processes of their own.
+"""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from tiny_run import write_corpus
+
+from moe import checkpoints
+from moe.routers import ROUTERS
+from moe.snapshots import load_model
+
+ROOT = Path(__file__).parent.parent
+TIMED = {"tokens_per_second", "mfu", "memory_gib", "seconds"}
+MODEL = dict(vocabulary=272, width=16, layers=2, heads=2, kv_heads=1, expert_width=16, init_std=0.1)
+SCHEDULE = dict(
+    steps=12, sequence=16, batch=4, learning_rate=5e-3, final_learning_rate=5e-4, warmup=0.2,
+    validate_every=6, validate_windows=4, checkpoint_every=5,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "corpus"
+    write_corpus(folder)
+    return folder
+
+
+def write_spec(folder, router="relu", fingerprint="0123456789abcdef", **training):
+    folder.mkdir(parents=True, exist_ok=True)
+    experts = dict(experts=1, top_k=1) if router == "none" else dict(experts=4, top_k=2)
+    options = {"state": 8} if router in ROUTERS and "memory" in ROUTERS[router] else {}
+    spec = dict(run="tiny", scale="test", setup="tiny", seed=0, fingerprint=fingerprint, snapshots={"all": 1.0, "half": 0.5})
+    spec |= {"model": MODEL | experts | {"router": {"name": router} | options}, "training": SCHEDULE | training}
+    (folder / "run.yaml").write_text(yaml.safe_dump(spec))
+    return folder
+
+
+def command(folder, corpus, ranks=1):
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return [*launcher, "-m", "moe.train", str(folder / "run.yaml"), "--corpus", str(corpus)]
+
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "workflow"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def train(folder, corpus, ranks=1):
+    done = subprocess.run(command(folder, corpus, ranks), env=ENVIRONMENT, capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
+def trained(folder, corpus, ranks=1):
+    code, stderr = train(folder, corpus, ranks)
+    assert code == 0, stderr
+    return folder
+
+
+def numbers(folder):
+    """Rows of metrics.csv without what depends on the clock."""
+    with open(folder / "metrics.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k not in TIMED} for row in csv.DictReader(file)]
+
+
+def weights(folder, label="all"):
+    return load_file(folder / json.loads((folder / "done.json").read_text())["snapshots"][label]["file"])
+
+
+def assert_same_to_the_bit(a, b):
+    assert numbers(a) == numbers(b)
+    for label in ("half", "all"):
+        mine, other = weights(a, label), weights(b, label)
+        assert mine.keys() == other.keys() and all((mine[k] == other[k]).all() for k in mine)
+
+
+def assert_same_to_rounding(a, b, relative=2e-4):
+    for mine, other in zip(numbers(a), numbers(b), strict=True):
+        for key, value in mine.items():
+            if value:
+                assert float(value) == pytest.approx(float(other[key]), rel=relative, abs=1e-7), (mine["step"], key)
+    mine, other = weights(a), weights(b)
+    assert all((mine[k] - other[k]).norm() <= 1e-3 * mine[k].norm() + 1e-6 for k in mine)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(corpus, tmp_path_factory):
+    """One whole run per router, made when first asked for."""
+    made = {}
+
+    def run(router="relu"):
+        if router not in made:
+            made[router] = trained(write_spec(tmp_path_factory.mktemp(router), router), corpus)
+        return made[router]
+
+    return run
+
+
+def interrupted(folder, corpus, after, number=signal.SIGTERM, ranks=1):
+    """Start a training, send a signal once its record has `after` steps; the exit code."""
+    process = subprocess.Popen(command(folder, corpus, ranks), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    record = folder / "checkpoints" / "0123456789abcdef" / "metrics.csv"
+    limit = time.time() + 60
+    while time.time() < limit and process.poll() is None:
+        # the record is flushed with checkpoints; before the first one wait for the file alone
+        if (after == 0 and record.exists()) or (after and (record.parent / f"step-{after:08d}").exists()):
+            break
+        time.sleep(0.005)
+    process.send_signal(number)
+    stderr = process.communicate(timeout=60)[1]
+    return process.returncode, stderr
+
+
+@pytest.mark.parametrize("router", ["none", *ROUTERS])
+def test_a_stopped_and_resumed_run_equals_an_undisturbed_one(router, undisturbed, corpus, tmp_path):
+    folder = write_spec(tmp_path / "run", router)
+    code, stderr = interrupted(folder, corpus, after=5)
+    assert code in (75, 0), stderr  # a signal after the last step finds a finished run
+    assert_same_to_the_bit(trained(folder, corpus), undisturbed(router))
+
+
+def test_usr1_checkpoints_and_asks_to_be_requeued(corpus, tmp_path):
+    folder = write_spec(tmp_path / "run", steps=4000, checkpoint_every=10_000)
+    code, stderr = interrupted(folder, corpus, after=0, number=signal.SIGUSR1)
+    assert code == 75, stderr
+    (newest,) = (folder / "checkpoints" / "0123456789abcdef").glob("step-*")
+    assert checkpoints.broken(newest) is None and not (folder / "done.json").exists()
+
+
+@pytest.mark.parametrize("attempt", range(2))
+def test_a_run_killed_at_random_moments_ends_with_the_same_files(attempt, undisturbed, corpus, tmp_path):
+    folder, draw = write_spec(tmp_path / "run", checkpoint_every=1, fingerprint="0123456789abcdef"), random.Random(attempt)
+    for _ in range(3):  # with a checkpoint a step a kill is likely to hit the writing of one
+        process = subprocess.Popen(command(folder, corpus), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+        record = folder / "checkpoints" / "0123456789abcdef" / "metrics.csv"
+        while process.poll() is None and not record.exists():
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 1.5))
+        process.kill()
+        process.wait()
+    trained(folder, corpus)
+    assert_same_to_the_bit(folder, undisturbed("relu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("micro-batches", dict(micro_batch=2)),
+        ("data-parallel ranks", dict()),
+        ("expert-parallel ranks", dict(expert_ranks=2)),
+    ],
+)
+@pytest.mark.parametrize("router", ["relu", "topk"])
+def test_numbers_do_not_depend_on_how_the_batch_is_split(name, change, router, undisturbed, corpus, tmp_path):
+    if name == "micro-batches" and router == "topk":
+        pytest.skip("a balance loss is the mean of its micro-batches', another function: see test_routers")
+    ranks = 1 if name == "micro-batches" else 2
+    folder = write_spec(tmp_path / "run", router, **change)
+    if name == "micro-batches":  # λ is tiny, so that f per micro-batch does not show
+        trained(folder, corpus)
+    else:
+        trained(folder, corpus, ranks)
+    whole = undisturbed(router)
+    if name == "micro-batches":
+        for mine, other in zip(numbers(folder), numbers(whole), strict=True):
+            for key in ("loss", "sparsity", "l1_lambda"):
+                assert float(mine[key]) == pytest.approx(float(other[key]), rel=1e-4), (mine["step"], key)
+    else:
+        assert_same_to_rounding(folder, whole)
+
+
+@pytest.mark.slow
+def test_expert_parallel_ranks_resume_exactly(corpus, tmp_path):
+    whole = trained(write_spec(tmp_path / "whole", expert_ranks=2), corpus, ranks=2)
+    folder = write_spec(tmp_path / "run", expert_ranks=2)
+    code, stderr = interrupted(folder, corpus, after=5, ranks=2)
+    trained(folder, corpus, ranks=2)
+    assert_same_to_the_bit(folder, whole)
+
+
+def test_a_finished_run_opens_as_the_model_it_describes(undisturbed):
+    model, spec = load_model(undisturbed("rmoe"), "all")
+    assert not model.training and spec["run"] == "tiny"
+    stored = weights(undisturbed("rmoe"))
+    assert all((parameter == stored[name]).all() for name, parameter in model.named_parameters())
+
+
+def test_metrics_have_a_row_a_step_and_names_that_are_identifiers(undisturbed):
+    for router in ("relu", "none"):
+        rows = numbers(undisturbed(router))
+        assert [int(r["step"]) for r in rows] == list(range(1, SCHEDULE["steps"] + 1))
+        assert all(name.isidentifier() for name in rows[0])
+        assert [bool(r["valid_loss"]) for r in rows] == [(i + 1) % 6 == 0 for i in range(12)]
+    assert all(not r["sparsity"] for r in rows) and all(not r["l1_lambda"] for r in rows)
+
+
+def damage_newest(folder, how):
+    newest = sorted((folder / "checkpoints" / "0123456789abcdef").glob("step-*"))[-1]
+    victim = next((newest / "engine").glob("*model_states.pt"))
+    content = victim.read_bytes()
+    if how == "truncated":
+        victim.write_bytes(content[: len(content) // 2])
+    elif how == "altered":
+        victim.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    elif how == "missing":
+        victim.unlink()
+    else:
+        (newest / "checkpoint.json").write_text("{")
+    return newest.name
+
+
+@pytest.mark.parametrize("how", ["truncated", "altered", "missing", "unreadable record"])
+def test_a_broken_checkpoint_is_named_and_the_one_before_it_used(how, undisturbed, corpus, tmp_path):
+    folder = write_spec(tmp_path / "run", steps=12)
+    trained(folder, corpus)
+    name = damage_newest(folder, how)
+    for file in ("done.json", "metrics.csv"):
+        (folder / file).unlink()
+    code, stderr = train(folder, corpus)
+    assert code == 0 and f"{name}: " in stderr and "going back to the checkpoint before it" in stderr
+    assert_same_to_the_bit(folder, undisturbed("relu"))
+
+
+def test_only_the_newest_two_checkpoints_are_kept(undisturbed):
+    kept = sorted(p.name for p in (undisturbed("relu") / "checkpoints" / "0123456789abcdef").glob("step-*"))
+    assert kept == ["step-00000010", "step-00000012"]
+
+
+@pytest.mark.parametrize("what", ["setup", "data"])
+def test_a_foreign_checkpoint_is_refused_with_both_fingerprints(what, undisturbed, corpus, tmp_path):
+    folder = write_spec(tmp_path / "run")
+    trained(folder, corpus)
+    newest = sorted((folder / "checkpoints" / "0123456789abcdef").glob("step-*"))[-1]
+    record = json.loads((newest / "checkpoint.json").read_text())
+    here, record["belongs"][what] = record["belongs"][what], "feedfeedfeed"
+    (newest / "checkpoint.json").write_text(json.dumps(record))
+    code, stderr = train(folder, corpus)
+    assert code == 2 and "feedfeedfeed" in stderr and here in stderr and "Traceback" not in stderr
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(corpus, tmp_path):
+    folder = write_spec(tmp_path / "run", learning_rate=1e30, final_learning_rate=1e30, checkpoint_every=1)
+    code, stderr = train(folder, corpus)
+    assert code == 2 and "Traceback" not in stderr
+    assert "not all finite" in stderr and "step " in stderr and "router 'relu'" in stderr
+    assert not (folder / "done.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (dict(batch=3, micro_batch=2), "batch 3 is not a multiple of 1 ranks × micro_batch 2"),
+        (dict(expert_ranks=3), "4 experts cannot be spread evenly over 3 ranks"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_one_sentence(change, sentence, corpus, tmp_path):
+    code, stderr = train(write_spec(tmp_path / "run", **change), corpus)
+    assert code == 2 and sentence in stderr and "Traceback" not in stderr
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 10**6}))
+    with pytest.raises(ValueError, match="0.0 GiB free, the run's checkpoints need about 1.9 GiB"):
+        checkpoints.check_disk(tmp_path, 2 * 10**9)
