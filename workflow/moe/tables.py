@@ -84,9 +84,9 @@ class Tables:
     def _runs(self) -> dict[str, dict[str, Any]]:
         path, runs = self.folder / "runs.tsv", {}
         for number, row in enumerate(read_tsv(path), start=2):
-            where = f"{path}, row {row['run'] or f'at line {number}'}"
-            for column in ("experts", "top_k", "granularity"):
-                row[column] = int(row[column]) if row[column].strip().isdigit() else row[column]
+            where = f"{path}, row {row.get('run') or f'at line {number}'}"
+            numbers = {key: int(row[key]) for key in ("experts", "top_k", "granularity") if row.get(key, "").isdigit()}
+            row |= numbers
             self._check(row, "runs", where, word="column")
             if row["run"] in runs:
                 raise ValueError(f"{where}: the name stands in two rows, expected each once")
@@ -128,8 +128,14 @@ class Tables:
 
     def _check(self, content: Any, schema: str, where: str, word: str = "key") -> None:
         validator = Draft202012Validator(load_yaml(self.schemas / f"{schema}.schema.yaml"))
-        for error in sorted(validator.iter_errors(content), key=lambda e: list(map(str, e.path))):
-            raise ValueError(sentence(error, where, word))
+        # an unknown name before the missing one that it was probably meant to be
+        first = min(
+            validator.iter_errors(content),
+            key=lambda e: (e.validator != "additionalProperties", e.validator == "required", list(map(str, e.path))),
+            default=None,
+        )
+        if first is not None:
+            raise ValueError(sentence(first, where, word))
 
 
 def sentence(error: Any, where: str, word: str) -> str:

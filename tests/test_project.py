@@ -1,0 +1,124 @@
+"""The house itself: who may import whom, and whether the README tells the truth about files."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "workflow/moe"
+
+# module (or package) -> what of `moe` it may import; nothing else, and no cycles
+BASE = {"command_line", "wrong"}
+MAY_IMPORT = {
+    "routers": set(),
+    "experts": set(),
+    "accounting": set(),
+    "schedule": set(),
+    "statistics": set(),
+    "checkpoints": set(),
+    "records": set(),
+    "model": {"routers", "experts"},
+    "snapshots": {"checkpoints", "model"},
+    "parallel": {"experts"},
+    "precision": {"model"},
+    "describe": {"accounting", "model", "routers"},
+    "data": set(),
+    "train": {"accounting", "checkpoints", "data", "parallel", "records", "schedule", "snapshots"},
+    "finished": {"data", "snapshots"},
+    "scoring": set(),
+    "benchmarks": {"data"},
+    "tasks": {"benchmarks"},
+    "validate": {"data", "finished", "scoring"},
+    "evaluate": {"data", "finished", "scoring", "tasks"},
+    "probe": {"data", "finished", "statistics"},
+    "figures": set(),
+    "claims": {"figures"},
+    "tables": {"routers"},
+    "command_line": set(),
+    "wrong": set(),
+}
+# heavy dependency -> its homes
+HOMES = {
+    "deepspeed": {"parallel"},
+    "datasets": {"data"},
+    "lm_eval": {"evaluate"},
+    "snakemake": set(),
+}
+WITHOUT_TORCH = {"figures", "claims", "tables", "wrong", "command_line", "statistics", "tasks", "benchmarks", "schedule"}
+
+
+def modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path):
+    """The first name below `moe`: a module or a package."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path):
+    """Every module that a file imports, wherever in the file it does so."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_layers(path):
+    here = room(path)
+    if here == "__init__":
+        assert not list(imports(path)), "moe/__init__.py is a docstring"
+        return
+    assert here in MAY_IMPORT, f"{here} is new: say in this test what it may import"
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top == "moe":
+            assert rest[0] == here or rest[0] in MAY_IMPORT[here] | BASE, f"{here} imports moe.{rest[0]}"
+        if top in HOMES:
+            assert here in HOMES[top], f"{top} is imported outside its home by {here}"
+        if top == "torch":
+            assert here not in WITHOUT_TORCH, f"{here} imports torch"
+
+
+def test_scripts_are_glue():
+    for path in (ROOT / "workflow/scripts").glob("*.py"):
+        lines = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+        assert len(lines) <= 20 and not re.search(r"^(def|class) ", path.read_text(), re.M), path
+        assert not {n.split(".")[0] for n in imports(path)} & {"torch", *HOMES}, path
+
+
+def test_common_rules_and_snakefile_stay_short():
+    assert len((ROOT / "Snakefile").read_text().splitlines()) <= 50
+    assert len((ROOT / "workflow/rules/common.smk").read_text().splitlines()) <= 110
+
+
+def test_every_file_that_the_readme_names_exists():
+    named = set(re.findall(r"`([\w./-]+/[\w./-]*|[\w-]+\.(?:md|tsv|yaml|py|smk|toml|cff))`", (ROOT / "README.md").read_text()))
+    named |= set(re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text()))
+    written = ("results/", "paper_figures/")  # by the workflow
+    missing = [n for n in named if not (ROOT / n).exists() and not (n.startswith(written) and "published" not in n)]
+    assert not missing
+
+
+def test_the_lock_pins_everything_once():
+    lines = (ROOT / "envs/requirements.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", pin) for pin in pins)
+    names = [pin.split("==")[0].lower().replace("_", "-") for pin in pins]
+    assert len(names) == len(set(names))
+    locked = {line.split("==")[0].lower().replace("_", "-"): line.split("==")[1] for line in pins}
+    for env in ("train", "analysis"):  # the conda environments hold the same versions
+        for name, version in re.findall(r"- ([\w-]+)==(\S+)", (ROOT / f"envs/{env}.yaml").read_text()):
+            assert locked[name.lower()] == version
+
+
+def test_no_pickles_no_remote_code_no_unsafe_yaml():
+    for path in [*modules(), *(ROOT / "workflow/scripts").glob("*.py")]:
+        text = path.read_text()
+        assert not re.search(r"\bpickle\b|yaml\.load\(|trust_remote_code\s*=\s*True|weights_only\s*=\s*False", text), path
+        assert "shell=True" not in text and "os.system" not in text, path
