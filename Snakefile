@@ -36,3 +36,7 @@ rule rmoe:
     input:
         shown("rmoe"),
         f"paper_figures/{SCALE}/claims.md",
+
+
+onsuccess:
+    print(WHERE_TO_LOOK)

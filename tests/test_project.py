@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "figures": set(),
     "claims": {"figures"},
     "tables": {"routers"},
+    "publish": set(),
     "command_line": set(),
     "wrong": set(),
 }
@@ -46,7 +47,7 @@ HOMES = {
     "lm_eval": {"evaluate"},
     "snakemake": set(),
 }
-WITHOUT_TORCH = {"figures", "claims", "tables", "wrong", "command_line", "statistics", "tasks", "benchmarks", "schedule"}
+WITHOUT_TORCH = {"figures", "claims", "tables", "wrong", "command_line", "statistics", "tasks", "benchmarks", "schedule", "publish"}
 
 
 def modules():

@@ -96,6 +96,10 @@ class Training:
             path = self.checkpoints / "metrics.csv"
             record = StepRecord(path, self._columns(), start, self.folder / "tensorboard")
         bar = progress(name, steps, start) if self.rank == 0 else None
+        if self.rank == 0:
+            whole = f"{steps} steps of {self.settings['batch'] * self.settings['sequence']:,} tokens"
+            precision = f"{str(self.dtype)[6:]} on {self.ranks} × {device_name(self.device)}"
+            print(f"{name}  {self.counts['parameters']:,} parameters, {whole}, {precision}, from step {start}", flush=True)
         for step in range(start, steps):
             row = self._step(step)
             if (step + 1) % self.settings["validate_every"] == 0 or step + 1 == steps:

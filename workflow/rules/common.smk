@@ -27,6 +27,12 @@ SCALE = tables.scale_name
 RUN = "results/{scale}/runs/{run}/seed-{seed}"
 CORPUS = "results/corpora/{corpus}"
 GPUS = len(glob("/dev/nvidia[0-9]*"))
+WHERE_TO_LOOK = f"""
+Verdicts: paper_figures/{SCALE}/claims.md
+Tables and figures: paper_figures/{SCALE}/remoe, paper_figures/{SCALE}/rmoe
+All of it as one page: snakemake --report report.html
+Training curves: tensorboard --logdir results/{SCALE}/runs
+"""
 
 
 wildcard_constraints:

@@ -85,3 +85,23 @@ rule judge_claims:
         runs=with_folders(runs_judged(tables.claims, list(tables.runs.values()))),
     script:
         "../scripts/judge_claims.py"
+
+
+rule publish:
+    """Keep what this scale gave: figures, tables, verdicts and the runs' records, with their provenance."""
+    input:
+        f"paper_figures/{SCALE}/claims.md",
+        shown("remoe"),
+        shown("rmoe"),
+    output:
+        touch(f"results/{SCALE}/published"),
+    log:
+        f"results/logs/{SCALE}/publish.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        runs=with_folders(tables.runs.values()),
+        destination=f"paper_figures/published/{SCALE}",
+        readme=str(WORKFLOW.parent / "README.md"),
+    script:
+        "../scripts/publish.py"
