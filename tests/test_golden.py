@@ -314,7 +314,9 @@ def test_rmoe_router_over_layers(case, loss):
     if f"full.{loss}.grad_x" not in case:
         assert loss != "A"
         return
-    logits = torch.stack([router.scores(r.memory_TH if name != "smoe" else x[i].flatten(0, 1), i) for i, r in enumerate(routings)])
+    logits = torch.stack(
+        [router.scores(r.memory_TH if name != "smoe" else x[i].flatten(0, 1), i) for i, r in enumerate(routings)]
+    )
     case.check("router_logits", logits)
     objective = {
         "A": lambda: (logits * case["V"]).sum(),
@@ -331,7 +333,9 @@ def test_rmoe_router_over_layers(case, loss):
     for stored, modules in maps.items():
         if prefix + stored in case:
             zero = torch.zeros_like(modules[0].weight)
-            case.check(prefix + stored, torch.stack([zero if m.weight.grad is None else m.weight.grad for m in modules]))
+            case.check(
+                prefix + stored, torch.stack([zero if m.weight.grad is None else m.weight.grad for m in modules])
+            )
 
 
 @cases("rmoe/moe_layer")

@@ -25,7 +25,9 @@ MAY_IMPORT = {
     "precision": {"model"},
     "describe": {"accounting", "model", "routers"},
     "data": set(),
-    "train": {"accounting", "checkpoints", "data", "parallel", "records", "schedule", "snapshots"},
+    "devices": set(),
+    "health": set(),
+    "train": {"accounting", "checkpoints", "data", "devices", "health", "parallel", "records", "schedule", "snapshots"},
     "finished": {"data", "snapshots"},
     "scoring": set(),
     "benchmarks": {"data"},
@@ -47,7 +49,18 @@ HOMES = {
     "lm_eval": {"evaluate"},
     "snakemake": set(),
 }
-WITHOUT_TORCH = {"figures", "claims", "tables", "wrong", "command_line", "statistics", "tasks", "benchmarks", "schedule", "publish"}
+WITHOUT_TORCH = {
+    "figures",
+    "claims",
+    "tables",
+    "wrong",
+    "command_line",
+    "statistics",
+    "tasks",
+    "benchmarks",
+    "schedule",
+    "publish",
+}
 
 
 def modules():
@@ -99,7 +112,9 @@ def test_common_rules_and_snakefile_stay_short():
 
 
 def test_every_file_that_the_readme_names_exists():
-    named = set(re.findall(r"`([\w./-]+/[\w./-]*|[\w-]+\.(?:md|tsv|yaml|py|smk|toml|cff))`", (ROOT / "README.md").read_text()))
+    named = set(
+        re.findall(r"`([\w./-]+/[\w./-]*|[\w-]+\.(?:md|tsv|yaml|py|smk|toml|cff))`", (ROOT / "README.md").read_text())
+    )
     named |= set(re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text()))
     written = ("results/", "paper_figures/")  # by the workflow
     missing = [n for n in named if not (ROOT / n).exists() and not (n.startswith(written) and "published" not in n)]
@@ -121,5 +136,7 @@ def test_the_lock_pins_everything_once():
 def test_no_pickles_no_remote_code_no_unsafe_yaml():
     for path in [*modules(), *(ROOT / "workflow/scripts").glob("*.py")]:
         text = path.read_text()
-        assert not re.search(r"\bpickle\b|yaml\.load\(|trust_remote_code\s*=\s*True|weights_only\s*=\s*False", text), path
+        assert not re.search(r"\bpickle\b|yaml\.load\(|trust_remote_code\s*=\s*True|weights_only\s*=\s*False", text), (
+            path
+        )
         assert "shell=True" not in text and "os.system" not in text, path

@@ -95,7 +95,11 @@ def test_a_wrong_setting_is_one_sentence(change, says, config):
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(None, "the table is missing"), (b"", "the table is empty"), (b"run\tsetup\n\xff\xfe\t\n", "is not UTF-8 text at byte 10")],
+    [
+        (None, "the table is missing"),
+        (b"", "the table is empty"),
+        (b"run\tsetup\n\xff\xfe\t\n", "is not UTF-8 text at byte 10"),
+    ],
 )
 def test_a_table_that_cannot_be_read_is_one_sentence(content, says, config):
     path = Path(config["tables"]) / "runs.tsv"

@@ -42,7 +42,9 @@ def write_spec(folder, router="relu", fingerprint="0123456789abcdef", **training
     folder.mkdir(parents=True, exist_ok=True)
     experts = dict(experts=1, top_k=1) if router == "none" else dict(experts=4, top_k=2)
     options = {"state": 8} if router in ROUTERS and "memory" in ROUTERS[router] else {}
-    spec = dict(run="tiny", scale="test", setup="tiny", seed=0, fingerprint=fingerprint, snapshots={"all": 1.0, "half": 0.5})
+    spec = dict(
+        run="tiny", scale="test", setup="tiny", seed=0, fingerprint=fingerprint, snapshots={"all": 1.0, "half": 0.5}
+    )
     spec |= {"model": MODEL | experts | {"router": {"name": router} | options}, "training": SCHEDULE | training}
     (folder / "run.yaml").write_text(yaml.safe_dump(spec))
     return folder
@@ -141,7 +143,10 @@ def test_usr1_checkpoints_and_asks_to_be_requeued(corpus, tmp_path):
 
 @pytest.mark.parametrize("attempt", range(2))
 def test_a_run_killed_at_random_moments_ends_with_the_same_files(attempt, undisturbed, corpus, tmp_path):
-    folder, draw = write_spec(tmp_path / "run", checkpoint_every=1, fingerprint="0123456789abcdef"), random.Random(attempt)
+    folder, draw = (
+        write_spec(tmp_path / "run", checkpoint_every=1, fingerprint="0123456789abcdef"),
+        random.Random(attempt),
+    )
     for _ in range(3):  # with a checkpoint a step a kill is likely to hit the writing of one
         process = subprocess.Popen(command(folder, corpus), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
         record = folder / "checkpoints" / "0123456789abcdef" / "metrics.csv"

@@ -16,7 +16,7 @@ KEPT = 2
 
 
 def write(folder: Path, step: int, belongs: dict[str, str], save: Callable[[Path], None], rank: int, barrier) -> None:
-    """Let every rank save(into a temporary folder), then rank 0 seals it as folder/step-…; barrier() joins the ranks."""
+    """Let every rank save(into a temporary folder), then rank 0 seals it as folder/step-…; barrier() joins them."""
     aside, final = folder / f"writing-{step:08d}", folder / f"step-{step:08d}"
     if rank == 0:
         for left in folder.glob("writing-*"):  # of a job that was killed while it wrote
@@ -55,7 +55,7 @@ def newest(folder: Path, belongs: dict[str, str]) -> Path | None:
             there = record["belongs"].get(what)
             if there != here:
                 raise ValueError(
-                    f"{path}: was made with {what} {there}, this run has {here}; delete the folder to start the run anew"
+                    f"{path}: was made with {what} {there}, this run has {here}; delete the folder to start anew"
                 )
         return path
     return None
@@ -98,3 +98,11 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write aside and rename, so that the file is whole or absent."""
+    aside = path.with_name(path.name + ".writing")
+    aside.write_bytes(content)
+    sync(aside)
+    aside.rename(path)

@@ -13,7 +13,7 @@ SHAPE = ("width", "layers", "heads", "kv_heads", "expert_width", "vocabulary")
 
 
 def backbone(model: dict[str, Any], sequence: int) -> dict[str, float]:
-    """Parameters of the dense model and of the same with 8 top-1 experts, built on the meta device; GFLOPs a sequence."""
+    """Parameters, dense and with 8 top-1 experts, of the model built on the meta device; GFLOPs a sequence."""
     counts = {}
     for name, router, experts in (("dense_parameters", "none", 1), ("moe_parameters_e8", "topk", 8)):
         with torch.device("meta"):
@@ -23,7 +23,7 @@ def backbone(model: dict[str, Any], sequence: int) -> dict[str, float]:
 
 
 def gate_functions(points: int = 801, reach: float = 3.0) -> list[dict[str, float]]:
-    """Weight of one of two experts while its score moves and the other's stays 0, by the routers themselves (ReMoE fig. 2)."""
+    """Weight of one of two experts while its score moves, the other's being 0, by the routers themselves (fig. 2)."""
     scores_T = torch.linspace(-reach, reach, points)
     scores_TE = torch.stack([scores_T, torch.zeros_like(scores_T)], dim=1)
     topk_T = TopK(layers=1, experts=2, top_k=1).eval()(scores_TE, 0)[0][:, 0]

@@ -1,6 +1,6 @@
 """The decoder of ReMoE and of RMoE's large runs: LLaMA style, every feed-forward layer a Mixture of Experts.
 
-Shape letters: B sequences, S positions, T = B·S tokens, D width, H heads, K key-value heads, C head width, V vocabulary.
+Shape letters: B sequences, S positions, T = B·S tokens, D width, H heads, K key-value heads, C head width, V words.
 """
 
 from typing import Any

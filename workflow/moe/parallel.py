@@ -32,7 +32,7 @@ deepspeed_logger.setLevel("WARNING")
 
 
 def init_ranks(device: torch.device) -> tuple[int, int]:
-    """Join the process group that the launcher describes (torchrun, srun), or make one of a single rank: (rank, ranks)."""
+    """Join the process group that the launcher describes, or make one of a single rank; (rank, ranks)."""
     # The shared-memory helper compiles for a minute at first use, and a killed job's lock would block every later one.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -158,7 +158,7 @@ class _Exchange(torch.autograd.Function):
     """Variable all-to-all of rows; the gradient travels back the same way.
 
     What is minimised is the mean over ranks of their losses. An expert gets every rank's rows, a sum over ranks; ZeRO-1
-    and 2 divide it by the number of ranks as any other gradient, so nothing is scaled here (a test compares with one rank).
+    and 2 divide it by the number of ranks as any other gradient, so nothing is scaled here (tested).
     """
 
     @staticmethod

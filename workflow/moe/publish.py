@@ -41,7 +41,9 @@ def publish(drawn: Path, runs: list[dict], destination: Path, readme: Path) -> N
 def provenance(folder: Path) -> dict:
     """Where published numbers come from: commits, data, devices, versions, seeds; and each file's SHA-256."""
     done = [json.loads(path.read_text()) for path in sorted(folder.glob("runs/*/seed-*/done.json"))]
-    facts = {key: sorted({str(d[key]) for d in done}) for key in ("commit", "data", "device", "precision", "ranks", "seed")}
+    facts = {
+        key: sorted({str(d[key]) for d in done}) for key in ("commit", "data", "device", "precision", "ranks", "seed")
+    }
     facts["versions"] = {name: sorted({d["versions"][name] for d in done}) for name in done[0]["versions"]}
     facts["training_seconds"] = round(sum(d["seconds"] for d in done))
     files = sorted(p for p in folder.rglob("*") if p.is_file())

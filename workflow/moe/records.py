@@ -1,4 +1,4 @@
-"""The step-by-step record of a run: one CSV row a step, the same as TensorBoard scalars, one progress line now and then."""
+"""The step-by-step record of a run: a CSV row a step, the same as TensorBoard scalars, a progress line now and then."""
 
 import csv
 import os
@@ -25,7 +25,7 @@ class StepRecord:
         with open(aside, "w", newline="") as file:
             csv.writer(file).writerows([columns, *rows])
         aside.rename(path)
-        self.file = open(path, "a", newline="")
+        self.file = open(path, "a", newline="")  # noqa: SIM115 (open for as long as the run)
         self.writer = csv.writer(self.file)
         self.board = None
         if tensorboard is not None:

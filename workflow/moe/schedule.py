@@ -4,7 +4,7 @@ import math
 
 
 def learning_rate(step: int, *, steps: int, peak: float, final: float, warmup: float) -> float:
-    """Rate of optimiser step `step` (from 0): linear warm-up over the share `warmup` of all steps, then a cosine to `final`.
+    """Rate of optimiser step `step` (from 0): linear warm-up over the share `warmup`, then a cosine to `final`.
 
     The last step has a rate just above `final`; the step after the warm-up has `peak`.
     """

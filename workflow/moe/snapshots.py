@@ -22,7 +22,7 @@ def build_model(spec: dict[str, Any]) -> nn.Module:
 
 
 def snapshot_steps(spec: dict[str, Any]) -> dict[str, int]:
-    """Label -> the step after which it is taken; labels are the paper's token budgets, given as fractions of the run."""
+    """Label -> the step after which it is taken; labels are the paper's token budgets, as shares of the run."""
     steps = spec["training"]["steps"]
     return {label: max(1, round(fraction * steps)) for label, fraction in spec["snapshots"].items()}
 

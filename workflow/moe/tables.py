@@ -212,7 +212,9 @@ def read_tsv(path: Path) -> list[dict[str, str]]:
     header = numbered[0][1].split("\t")
     rows = []
     for (number, line), cells in zip(
-        numbered[1:], csv.reader((line for _, line in numbered[1:]), delimiter="\t", quoting=csv.QUOTE_NONE), strict=True
+        numbered[1:],
+        csv.reader((line for _, line in numbered[1:]), delimiter="\t", quoting=csv.QUOTE_NONE),
+        strict=True,
     ):
         if len(cells) != len(header):
             raise ValueError(

@@ -5,10 +5,7 @@ Stops at SIGTERM or SIGUSR1 with a checkpoint and exit code 75; the same command
 
 import argparse
 import json
-import math
-import os
 import platform
-import resource
 import signal
 import sys
 import time
@@ -20,17 +17,17 @@ import torch
 import torch.distributed as dist
 import yaml
 
-from moe import checkpoints
+from moe import checkpoints, devices
 from moe.accounting import parameter_counts, training_flops, utilisation
 from moe.command_line import exit_code
 from moe.data import Corpus, Windows, held_out
+from moe.health import Health
 from moe.parallel import build_engine, gathered_state, init_ranks, spread_experts
 from moe.records import StepRecord, progress
 from moe.schedule import learning_rate
 from moe.snapshots import build_model, save_snapshot, snapshot_steps
 
 REQUEUE = 75  # EX_TEMPFAIL: the scheduler may run the job again
-PATIENCE = 500  # steps for which a layer may be wholly dense or wholly empty
 
 
 class Stopped(SystemExit):
@@ -46,7 +43,7 @@ class Training:
             signal.signal(number, self._on_signal)
         self.spec, self.folder, self.corpus = spec, folder, corpus
         self.settings = settings = spec["training"]
-        self.device = pick_device()
+        self.device = devices.pick()
         self.rank, self.ranks = init_ranks(self.device)
         self.dtype = getattr(torch, precision)
         self.checkpoints = folder / "checkpoints" / spec["fingerprint"]
@@ -72,7 +69,7 @@ class Training:
         if settings.get("compile"):
             self.engine.compile()
         self.batches = Windows(corpus, "train", settings["sequence"], settings["batch"], spec["seed"])
-        self.stuck: dict[str, int] = {}
+        self.health = Health(self.model, spec["model"]["router"]["name"], where=str(folder))
 
     def _check_sizes(self) -> None:
         settings, where = self.settings, self.folder / "run.yaml"
@@ -98,8 +95,10 @@ class Training:
         bar = progress(name, steps, start) if self.rank == 0 else None
         if self.rank == 0:
             whole = f"{steps} steps of {self.settings['batch'] * self.settings['sequence']:,} tokens"
-            precision = f"{str(self.dtype)[6:]} on {self.ranks} × {device_name(self.device)}"
-            print(f"{name}  {self.counts['parameters']:,} parameters, {whole}, {precision}, from step {start}", flush=True)
+            precision = f"{str(self.dtype)[6:]} on {self.ranks} × {devices.name(self.device)}"
+            print(
+                f"{name}  {self.counts['parameters']:,} parameters, {whole}, {precision}, from step {start}", flush=True
+            )
         for step in range(start, steps):
             row = self._step(step)
             if (step + 1) % self.settings["validate_every"] == 0 or step + 1 == steps:
@@ -150,27 +149,25 @@ class Training:
         row = {"step": step + 1, "tokens": (step + 1) * settings["batch"] * settings["sequence"]}
         row |= {"loss": total, "router_loss": router_total, "learning_rate": rate}
         row |= {"gradient_norm": float(self.engine.get_global_grad_norm())} | statistics
-        self._check_finite(row, tokens_BS[: self.micro_batch])
-        self._check_stuck(row)
+        self.health.check(row, tokens_BS[: self.micro_batch, :-1])
         seconds = time.perf_counter() - began
         row["tokens_per_second"] = settings["batch"] * settings["sequence"] / seconds
-        row |= {"mfu": self._mfu(seconds, statistics), "memory_gib": self._memory(), "seconds": seconds}
+        row |= {
+            "mfu": self._mfu(seconds, statistics),
+            "memory_gib": devices.peak_memory(self.device),
+            "seconds": seconds,
+        }
         return row
 
     def _mfu(self, seconds: float, statistics: dict[str, float]) -> float | None:
-        if self.device.type != "cuda":
-            return None
+        """Share of the devices' peak, from the FLOPs of the experts that were active in this step."""
         model, settings = self.spec["model"], self.settings
-        active = (1 - statistics["sparsity"]) * self.model.experts / model.get("granularity", 1) if statistics else 1.0
+        active = 1.0
+        if statistics:  # experts of the width before granularity
+            active = (1 - statistics["sparsity"]) * self.model.experts / model.get("granularity", 1)
         shape = {k: model[k] for k in ("width", "layers", "heads", "kv_heads", "expert_width", "vocabulary")}
         flops = settings["batch"] * training_flops(settings["sequence"], active_experts=active, **shape)
-        return utilisation(flops / seconds, torch.cuda.get_device_name(self.device), self.ranks)
-
-    def _memory(self) -> float:
-        """Peak so far, GiB: of the device's allocator on a GPU, of the process on a CPU."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 2**30
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return utilisation(flops / seconds, devices.name(self.device), self.ranks)
 
     def _mean_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         if self.ranks > 1:
@@ -191,34 +188,6 @@ class Training:
             some = torch.stack([torch.as_tensor(w) for w in mine[first : first + self.micro_batch]]).to(self.device)
             losses += [self.model(some[:, :-1], some[:, 1:])[0].double()] * len(some)
         return self._mean_over_ranks(torch.stack(losses).mean()).item()
-
-    def _check_finite(self, row: dict[str, Any], tokens_BS: torch.Tensor) -> None:
-        if math.isfinite(row["loss"]) and math.isfinite(row["router_loss"]) and math.isfinite(row["gradient_norm"]):
-            return
-        routings: list = []
-        with torch.no_grad():
-            self.model(tokens_BS[:, :-1], routings=routings)
-        layer = next((i for i, r in enumerate(routings) if not torch.isfinite(r.gates_TE).all()), None)
-        router = self.spec["model"]["router"]["name"]
-        where = f"layer {layer} of router {router!r}" if layer is not None else f"no layer of router {router!r}"
-        raise ValueError(
-            f"{self.folder}: step {row['step']}: loss {row['loss']}, router loss {row['router_loss']} and gradient norm "
-            f"{row['gradient_norm']} are not all finite (gates not finite in {where}); the last checkpoint is kept"
-        )
-
-    def _check_stuck(self, row: dict[str, Any]) -> None:
-        dense_is_meant = self.model.experts == self.model.top_k
-        for name, value in row.items():
-            if not name.startswith("sparsity_"):
-                continue
-            bad = value == 1 or (value == 0 and not dense_is_meant)
-            self.stuck[name] = self.stuck.get(name, 0) + 1 if bad else 0
-            if self.stuck[name] >= PATIENCE:
-                raise ValueError(
-                    f"{self.folder}: step {row['step']}: layer {name.removeprefix('sparsity_')} of router "
-                    f"{self.spec['model']['router']['name']!r} has had a sparsity of {value:.0%} for {PATIENCE} steps; "
-                    "the last checkpoint is kept"
-                )
 
     def _on_signal(self, number: int, frame: Any) -> None:
         self.signal = number
@@ -271,14 +240,18 @@ class Training:
         """Publish metrics.csv, then done.json, which says that everything is there."""
         spec, settings = self.spec, self.settings
         rows = (self.checkpoints / "metrics.csv").read_bytes()
-        publish(self.folder / "metrics.csv", rows)
+        checkpoints.replace(self.folder / "metrics.csv", rows)
         batch_tokens = settings["batch"] * settings["sequence"]
         done = {key: spec[key] for key in ("run", "seed", "scale", "setup")}
         done |= {"steps": settings["steps"], "tokens": settings["steps"] * batch_tokens} | self.counts
         table = [line.split(",") for line in rows.decode().splitlines()]
         seconds = [float(line[table[0].index("seconds")]) for line in table[1:]]
         done |= {"seconds": sum(seconds), "median_step_seconds": sorted(seconds)[len(seconds) // 2]}
-        done |= {"memory_gib": self._memory(), "device": device_name(self.device), "precision": str(self.dtype)[6:]}
+        done |= {
+            "memory_gib": devices.peak_memory(self.device),
+            "device": devices.name(self.device),
+            "precision": str(self.dtype)[6:],
+        }
         done |= {"ranks": self.ranks, "commit": spec.get("commit"), "fingerprint": spec["fingerprint"]}
         done["data"] = self.corpus.fingerprint
         done["versions"] = {"python": platform.python_version()} | {
@@ -293,30 +266,7 @@ class Training:
             }
             for label, step in self.snapshots.items()
         }
-        publish(self.folder / "done.json", json.dumps(done, indent=1).encode())
-
-
-def publish(path: Path, content: bytes) -> None:
-    """Write aside and rename, so that the file is whole or absent."""
-    aside = path.with_name(path.name + ".writing")
-    aside.write_bytes(content)
-    aside.rename(path)
-
-
-def pick_device() -> torch.device:
-    """This rank's GPU where there is one, else the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
-
-
-def device_name(device: torch.device) -> str:
-    """What the numbers were measured on."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+        checkpoints.replace(self.folder / "done.json", json.dumps(done, indent=1).encode())
 
 
 def main() -> None:

@@ -36,12 +36,12 @@ rule prepare_corpus:
         "results/benchmarks/prepare_corpus/{corpus}.tsv"
     conda:
         "../../envs/train.yaml"
+    threads: workflow.cores
     params:
         definition=lambda w: str(tables.folder / f"corpora/{w.corpus}.yaml"),
         content=lambda w: tables.corpora[w.corpus],
         folder=CORPUS,
         fetched=lambda w, input: f"--fetched {Path(input[0]).parent}" if input else "",
-    threads: workflow.cores
     shell:
         "python -m moe.data prepare {params.definition} {params.folder} {params.fetched} --workers {threads} 2>&1 | tee {log}"
 

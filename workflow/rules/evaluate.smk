@@ -21,11 +21,11 @@ rule validate:
         "results/logs/{scale}/validate/{run}-{seed}.log",
     conda:
         "../../envs/train.yaml"
+    resources:
+        gpu=1 if GPUS else 0,
     params:
         run=subpath(input.done, parent=True),
         corpus=subpath(input.corpus, parent=True),
-    resources:
-        gpu=1 if GPUS else 0,
     shell:
         "OMP_NUM_THREADS=1 python -m moe.validate {params.run} {params.corpus} --output {output.validation}"
         " --windows-output {output.windows} &> {log}"
@@ -45,12 +45,12 @@ rule evaluate:
         "results/logs/{scale}/evaluate/{run}-{seed}.log",
     conda:
         "../../envs/train.yaml"
+    resources:
+        gpu=1 if GPUS else 0,
     params:
         run=subpath(input.done, parent=True),
         corpus=subpath(input.corpus, parent=True),
         places=PLACES,
-    resources:
-        gpu=1 if GPUS else 0,
     shell:
         "OMP_NUM_THREADS=1 python -m moe.evaluate {params.run} {params.corpus} --output {output.scores}"
         " --samples {output.samples} {params.places} &> {log}"
@@ -68,11 +68,11 @@ rule probe:
         "results/logs/{scale}/probe/{run}-{seed}.log",
     conda:
         "../../envs/train.yaml"
+    resources:
+        gpu=1 if GPUS else 0,
     params:
         run=subpath(input.done, parent=True),
         corpus=subpath(input.corpus, parent=True),
-    resources:
-        gpu=1 if GPUS else 0,
     shell:
         "OMP_NUM_THREADS=1 python -m moe.probe {params.run} {params.corpus} --output {output.routing}"
         " --occurrences {output.occurrences} &> {log}"

@@ -5,7 +5,9 @@ MEASURED = ["done.json", "metrics.csv", "validation.csv", "validation_windows.cs
 def figure_inputs(wildcards):
     """Files of the shown runs, or of no run at all."""
     rows = runs_shown(wildcards)
-    return files_of(rows, *MEASURED) if rows else [f"results/{SCALE}/backbones.csv", f"results/{SCALE}/gate_functions.csv"]
+    return (
+        files_of(rows, *MEASURED) if rows else [f"results/{SCALE}/backbones.csv", f"results/{SCALE}/gate_functions.csv"]
+    )
 
 
 def reported_files(wildcards):

@@ -43,12 +43,12 @@ rule train:
         "results/benchmarks/{scale}/train/{run}-{seed}.tsv"
     conda:
         "../../envs/train.yaml"
-    params:
-        launcher=LAUNCHER,
-        corpus=subpath(input.corpus, parent=True),
     threads: config["ranks"]
     resources:
         gpu=config["ranks"] if GPUS else 0,
+    params:
+        launcher=LAUNCHER,
+        corpus=subpath(input.corpus, parent=True),
     shell:
         "OMP_NUM_THREADS=1 {params.launcher} -m moe.train {input.run} --corpus {params.corpus}"
         " --precision {input.precision} 2>&1 | tee {log}"

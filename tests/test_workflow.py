@@ -1,0 +1,175 @@
+"""The real workflow on tiny sizes (scale smoke), in the order of a user's day."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "HF_"))}
+ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+RUNS = ["remoe-182m-relu", "remoe-182m-topk", "remoe-182m-dense", "rmoe-900m-rmoe-p128", "rmoe-900m-smoe"]
+SHOWN = {"remoe": ["table1", "table2", "fig2", "fig3", "fig4", "fig5"], "rmoe": ["table3"]}
+
+
+def snakemake(folder, *arguments, ok=True):
+    """Run the workflow in `folder`; what it printed."""
+    command = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--cores", "2"]
+    command += ["--workflow-profile", str(ROOT / "profiles/default"), "--config", "scale=smoke", *arguments]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, cwd=folder)
+    output = done.stdout + done.stderr
+    assert (done.returncode == 0) == ok, output[-6000:]
+    return output
+
+
+def fresh(folder):
+    """A folder with the project's tables and nothing made."""
+    shutil.copytree(ROOT / "config", folder / "config")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = fresh(tmp_path_factory.mktemp("workflow"))
+    said = snakemake(folder)
+    return folder, said
+
+
+def jobs(output):
+    """Rule -> number of jobs, of a dry run."""
+    table = output.split("Job stats:")[1].split("Reasons:")[0] if "Job stats:" in output else ""
+    found = re.findall(r"^(\w+) +(\d+)$", table, re.M)
+    return {name: int(count) for name, count in found if name not in ("job", "total")}
+
+
+def test_one_command_makes_every_table_figure_and_verdict(finished):
+    folder, said = finished
+    drawn = folder / "paper_figures/smoke"
+    for paper, names in SHOWN.items():
+        for name in names:
+            for ending in ("csv", "md", "tex") if name.startswith("table") else ("svg", "png", "csv"):
+                assert (drawn / paper / f"{name}.{ending}").stat().st_size > 50, (paper, name, ending)
+    verdicts = (drawn / "claims.md").read_text()
+    assert "at scale smoke (not the paper's size)" in verdicts
+    assert all(claim in verdicts for claim in ("ReMoE claim 3", "ReMoE claim 5", "RMoE claim 9"))
+    assert re.search(r"holds|contradicted|inconclusive", verdicts)
+    for run in RUNS:
+        assert re.search(rf"{run} seed 0  .* parameters", said), "the user sees which run is training"
+    assert "paper_figures/smoke/claims.md" in said, "the user is told where to look"
+
+
+def test_every_run_leaves_its_record(finished):
+    for run in RUNS:
+        folder = finished[0] / "results/smoke/runs" / run / "seed-0"
+        for name in ("run.yaml", "metrics.csv", "done.json", "validation.csv", "scores.csv", "routing.parquet"):
+            assert (folder / name).exists(), (run, name)
+        done = json.loads((folder / "done.json").read_text())
+        manifest = json.loads((finished[0] / "results/corpora/smoke/manifest.json").read_text())
+        assert done["data"] == manifest["fingerprint"]
+        assert set(done["snapshots"]) == ({"20B", "40B"} if run.startswith("rmoe") else {"30B"})
+        assert any((folder / "tensorboard").iterdir())
+
+
+def test_a_second_call_does_nothing(finished):
+    assert "Nothing to be done" in snakemake(finished[0], "--dry-run")
+
+
+def test_a_changed_row_reruns_its_own_run_and_what_shows_it(finished):
+    folder, _ = finished
+    table = folder / "config/runs.tsv"
+    before = table.read_text()
+    try:
+        table.write_text(before.replace("ReMoE\t", "ReMoE\tlambda_0: 1.0e-7"))
+        planned = jobs(snakemake(folder, "--dry-run"))
+    finally:
+        table.write_text(before)
+    assert planned["train"] == planned["freeze_run"] == planned["validate"] == planned["evaluate"] == 1
+    assert "prepare_corpus" not in planned and planned["judge_claims"] == 1
+    assert planned["draw_table"] == 1 and planned["draw_figure"] == 3  # table 2 and figures 3, 4, 5
+
+
+def test_a_changed_caption_redraws_and_trains_nothing(finished):
+    folder, _ = finished
+    table = folder / "config/figures.tsv"
+    before = table.read_text()
+    try:
+        table.write_text(before.replace("Every step of the training is drawn", "Every single step is drawn"))
+        planned = jobs(snakemake(folder, "--dry-run"))
+    finally:
+        table.write_text(before)
+    assert planned.pop("all") == 1 and planned == {"draw_figure": 1}
+
+
+def test_the_report_holds_the_figures(finished):
+    folder, _ = finished
+    snakemake(folder, "--report", "report.html")
+    assert (folder / "report.html").stat().st_size > 100_000
+
+
+def test_results_can_be_published_with_their_provenance(finished):
+    folder, _ = finished
+    readme = folder / "README.md"
+    readme.write_text("before\n<!-- verdicts: begin -->\nold\n<!-- verdicts: end -->\nafter\n")
+    from moe.publish import publish
+
+    runs = [{"run": r, "folder": folder / "results/smoke/runs" / r, "seeds": [0]} for r in RUNS]
+    publish(folder / "paper_figures/smoke", runs, folder / "published/smoke", readme)
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.count("| **") == len((folder / "paper_figures/smoke/claims.csv").read_text().strip().splitlines()) - 1
+    assert "device:" in (folder / "published/smoke/provenance.yaml").read_text()
+    assert (folder / "published/smoke/runs" / RUNS[0] / "seed-0/run.yaml").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_workflow_goes_on_with_the_same_command(finished, tmp_path):
+    folder = fresh(tmp_path)
+    shutil.copytree(finished[0] / "results/corpora", folder / "results/corpora")
+    command = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--cores", "2"]
+    command += ["--workflow-profile", str(ROOT / "profiles/default"), "--config", "scale=smoke"]
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=ENVIRONMENT, start_new_session=True, cwd=folder, **quiet)
+    limit = time.time() + 120
+    while time.time() < limit and not list(folder.glob("results/smoke/runs/*/seed-0/checkpoints/*/step-*")):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run([*command, "--unlock"], env=ENVIRONMENT, capture_output=True, cwd=folder, check=True)
+    snakemake(folder)
+    for run in RUNS:
+        mine, other = (
+            (base / "results/smoke/runs" / run / "seed-0/validation.csv").read_text() for base in (folder, finished[0])
+        )
+        assert mine == other
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "says"),
+    [
+        ("runs.tsv", "\ttopk\t", "\ttopkk\t", "column router: 'topkk' is unknown; the nearest valid name is 'topk'"),
+        ("figures.tsv", "\tsparsity\t", "\tsparsty\t", "the nearest valid name is 'sparsity'"),
+        ("figures.tsv", "run == 'remoe-182m-relu'", "run == 'remoe-182m-rel'", "selects no run"),
+        ("claims.tsv", "\tvalid_loss\t", "\tvalid_los\t", "the nearest valid name is 'valid_loss'"),
+    ],
+)
+def test_a_wrong_table_ends_the_workflow_with_one_sentence(file, old, new, says, tmp_path):
+    folder = fresh(tmp_path)
+    path = folder / "config" / file
+    path.write_text(path.read_text().replace(old, new, 1))
+    said = snakemake(folder, ok=False)
+    error = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1 and says in error[0] and file in error[0]
+    assert "Traceback" not in said and not (folder / "results").exists()
+
+
+def test_a_fresh_clone_has_everything_to_do(tmp_path):
+    planned = jobs(snakemake(fresh(tmp_path), "--dry-run"))
+    assert planned["train"] == planned["freeze_run"] == len(RUNS)
+    assert planned["draw_figure"] + planned["draw_table"] == sum(map(len, SHOWN.values()))
