@@ -22,7 +22,7 @@ rule all:
     input:
         shown("remoe"),
         shown("rmoe"),
-        probed(),
+        files_of(ROWS, "routing.parquet"),
         f"paper_figures/{SCALE}/claims.md",
 
 
@@ -36,6 +36,10 @@ rule rmoe:
     input:
         shown("rmoe"),
         f"paper_figures/{SCALE}/claims.md",
+
+
+onstart:
+    hold_folder()
 
 
 onsuccess:

@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from moe.command_line import exit_code, nearest
+from moe.command_line import exit_code
 from moe.data.hub import Hub
 from moe.data.storage import read_json, sha256_of, write_json
+from moe.wrong import did_you_mean
 
 
 class Benchmark(NamedTuple):
@@ -50,7 +51,7 @@ BENCHMARKS = {
 def benchmark(task: str) -> Benchmark:
     """The benchmark of this name, or ValueError with the nearest one."""
     if task not in BENCHMARKS:
-        raise ValueError(f"evaluation.tasks.benchmark: {task!r} unknown{nearest(task, BENCHMARKS)}")
+        raise ValueError(f"evaluation.tasks.benchmark: {task!r} unknown{did_you_mean(task, BENCHMARKS)}")
     return BENCHMARKS[task]
 
 

@@ -17,13 +17,17 @@ KEPT = 2
 
 def write(folder: Path, step: int, belongs: dict[str, str], save: Callable[[Path], None], rank: int, barrier) -> None:
     """Let every rank save(into a temporary folder), then rank 0 seals it as folder/step-…; barrier() joins them."""
-    aside, final = folder / f"writing-{step:08d}", folder / f"step-{step:08d}"
+    aside, final = folder / f"writing-{step:08d}", path_of(folder, step)
     if rank == 0:
         for left in folder.glob("writing-*"):  # of a job that was killed while it wrote
             shutil.rmtree(left)
         aside.mkdir(parents=True)
     barrier()
-    save(aside)
+    try:
+        save(aside)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{aside}: could not be written ({reason}); the checkpoint before it is whole") from error
     barrier()
     if rank == 0:
         files = {str(p.relative_to(aside)): sha256(p) for p in sorted(aside.rglob("*")) if p.is_file()}
@@ -35,9 +39,21 @@ def write(folder: Path, step: int, belongs: dict[str, str], save: Callable[[Path
             shutil.rmtree(final)
         aside.rename(final)
         sync(folder)
+        for later in [path for path in folder.glob("step-*") if path.name > final.name]:
+            shutil.rmtree(later)  # was broken, or the run would have gone on from it
         for old in sorted(folder.glob("step-*"))[:-KEPT]:
             shutil.rmtree(old)
     barrier()
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, from its own record."""
+    return int(json.loads((path / "checkpoint.json").read_text())["step"])
 
 
 def newest(folder: Path, belongs: dict[str, str]) -> Path | None:
@@ -76,8 +92,9 @@ def broken(path: Path) -> str | None:
 
 
 def check_disk(folder: Path, needed: int) -> None:
-    """ValueError unless the disk of `folder` has `needed` bytes free."""
-    free = shutil.disk_usage(folder).free
+    """ValueError unless the disk of `folder` has room for `needed` bytes of checkpoints, those already there included."""
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(folder).free + there
     if free < needed:
         raise ValueError(
             f"{folder}: the disk has {free / 2**30:.1f} GiB free, the run's checkpoints need about "

@@ -27,10 +27,11 @@ from lm_eval.utils import simple_parse_args_string
 from torch import nn
 
 from moe import scoring
-from moe.command_line import exit_code, nearest
+from moe.command_line import exit_code
 from moe.data import Corpus
 from moe.finished import FinishedRun, open_run, parser_of, write_csv
 from moe.tasks import Wanted, wanted_tasks, write_definitions
+from moe.wrong import did_you_mean
 
 COLUMNS = ["run", "seed", "snapshot", "task", "metric", "value", "stderr", "documents", "shots", "source"]
 SAMPLE_COLUMNS = ["snapshot", "task", "metric", "document", "value"]
@@ -163,7 +164,7 @@ def load_tasks(wanted: list[Wanted], folder: Path) -> dict:
             raise ValueError(f"{task.lines['include']}: data not readable ({error})") from error
         for metric in task.metrics:
             if metric not in loaded[task.task].aggregation():
-                known = nearest(metric, loaded[task.task].aggregation())
+                known = did_you_mean(metric, loaded[task.task].aggregation())
                 raise ValueError(f"evaluation.tasks: {task.task} has no metric {metric!r}{known}")
     for task in loaded.values():
         if task.config.num_fewshot is None:

@@ -14,9 +14,9 @@ import torch
 import yaml
 from torch import nn
 
-from moe.command_line import nearest
 from moe.data import Corpus, held_out
 from moe.snapshots import load_model
+from moe.wrong import did_you_mean
 
 # A forward pass of a model that is only read: as many tokens as keep a core's caches or a GPU busy, and fewer where the
 # logits (tokens x vocabulary) would be large.
@@ -103,7 +103,7 @@ def open_run(
     known = sorted(done["snapshots"], key=lambda label: done["snapshots"][label]["step"])
     for label in snapshots or []:
         if label not in known:
-            raise ValueError(f"{folder / 'done.json'}: no snapshot {label!r}{nearest(label, known)}")
+            raise ValueError(f"{folder / 'done.json'}: no snapshot {label!r}{did_you_mean(label, known)}")
     labels = [label for label in known if not snapshots or label in snapshots]
     if not labels:
         raise ValueError(f"{folder / 'done.json'}: the run left no snapshot to read")

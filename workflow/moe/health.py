@@ -16,13 +16,20 @@ class Health:
         self.model, self.router, self.where, self.patience = model, router, where, patience
         self.stuck: dict[str, int] = {}
 
-    def check(self, row: dict[str, Any], tokens_BS: Tensor) -> None:
-        """ValueError naming step, layer and router; tokens_BS are shown to the model again to find the layer."""
-        if not all(math.isfinite(row[key]) for key in ("loss", "router_loss", "gradient_norm")):
+    def check_losses(self, step: int, loss: float, router_loss: float, tokens_BS: Tensor) -> None:
+        """ValueError before the optimiser touches the weights; tokens_BS are shown again to find the layer."""
+        if not (math.isfinite(loss) and math.isfinite(router_loss)):
             raise ValueError(
-                f"{self.where}: step {row['step']}: loss {row['loss']}, router loss {row['router_loss']}, gradient "
-                f"norm {row['gradient_norm']} are not all finite ({self._first_layer(tokens_BS)}); the last "
-                "checkpoint is kept"
+                f"{self.where}: step {step}: the loss is {loss}, the router loss {router_loss} "
+                f"({self._first_layer(tokens_BS)}); the last checkpoint is kept"
+            )
+
+    def check(self, row: dict[str, Any]) -> None:
+        """ValueError naming step, layer and router if the gradient is not finite or a layer is stuck."""
+        if not math.isfinite(row["gradient_norm"]):
+            raise ValueError(
+                f"{self.where}: step {row['step']}: the gradient norm of router {self.router!r} is "
+                f"{row['gradient_norm']} though the loss is {row['loss']:.4g}; the last checkpoint is kept"
             )
         for key, value in row.items():
             if key.startswith("sparsity_"):
@@ -34,7 +41,7 @@ class Health:
         self.model.eval()
         self.model(tokens_BS, routings=routings)
         bad = [i for i, routing in enumerate(routings) if not torch.isfinite(routing.gates_TE).all()]
-        where = f"from layer {bad[0]} on" if bad else "in no layer"
+        where = f"from layer {bad[0]} on" if bad else "in no layer: look at the head or a dense layer"
         return f"gates of router {self.router!r} are not finite {where}"
 
     def _check_stuck(self, step: int, key: str, sparsity: float) -> None:

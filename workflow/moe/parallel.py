@@ -37,7 +37,7 @@ def init_ranks(device: torch.device) -> tuple[int, int]:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
     if "WORLD_SIZE" not in os.environ:
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     else:
         dist.init_process_group(backend, timeout=timedelta(minutes=30))
@@ -57,6 +57,7 @@ def build_engine(
     weight_decay: float = 0.01,
     clip: float = 1.0,
     zero_stage: int = 1,
+    compile: bool = False,
 ) -> Any:
     """A DeepSpeed engine with AdamW (no decay on norms), ZeRO, clipping and gradient accumulation."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -82,7 +83,11 @@ def build_engine(
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 10**9,
     }
+    if compile:
+        torch._dynamo.config.disable = False
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    if compile:
+        engine.compile()
     return engine
 
 

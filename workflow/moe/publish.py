@@ -13,11 +13,15 @@ BEGIN, END = "<!-- verdicts: begin -->", "<!-- verdicts: end -->"
 PAPERS = {"remoe": "ReMoE", "rmoe": "RMoE"}
 
 
-def publish(drawn: Path, runs: list[dict], destination: Path, readme: Path) -> None:
+def publish(drawn: Path, runs: list[dict], destination: Path, readme: Path | None) -> None:
     """Replace `destination` by the figures, tables and claims of `drawn`, the records of `runs`, and their provenance.
 
-    runs: rows of runs.tsv with `folder` and `seeds`. The README's verdict table is rewritten between its markers.
+    runs: rows of runs.tsv with `folder` and `seeds`. The verdict table of the readme, where one is given, is rewritten between its markers.
     """
+    text = readme.read_text(encoding="utf-8") if readme else ""
+    before, begin, rest = text.partition(BEGIN)
+    if readme and not (begin and END in rest):
+        raise ValueError(f"{readme}: has no lines {BEGIN!r} and {END!r} between which the verdicts belong")
     aside = destination.with_name(destination.name + ".writing")
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(drawn, aside)
@@ -30,12 +34,9 @@ def publish(drawn: Path, runs: list[dict], destination: Path, readme: Path) -> N
     (aside / "provenance.yaml").write_text(yaml.safe_dump(provenance(aside), sort_keys=False))
     shutil.rmtree(destination, ignore_errors=True)
     aside.rename(destination)
-    text = readme.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    if not rest or END not in rest:
-        raise ValueError(f"{readme}: has no lines {BEGIN!r} and {END!r} between which the verdicts belong")
-    table = verdict_table(destination / "claims.csv")
-    readme.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+    if readme:
+        table = verdict_table(destination / "claims.csv")
+        readme.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
 
 
 def provenance(folder: Path) -> dict:

@@ -31,7 +31,7 @@ class StepRecord:
         if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter  # a second of import that a test need not pay
 
-            self.board = SummaryWriter(tensorboard, purge_step=start or None)
+            self.board = SummaryWriter(tensorboard, purge_step=start + 1)
 
     def _rows_before(self, start: int) -> list[list[str]]:
         with open(self.path, newline="") as file:
@@ -73,7 +73,7 @@ class _Lines:
     def write(self, text: str) -> None:
         text = text.strip("\r\n \x1b[A")
         if text:
-            print(text, file=sys.stderr, flush=True)
+            print(text, file=sys.stderr, flush=True)  # sys.stderr as it is now: it may be copied to a log
 
     def flush(self) -> None:
         pass

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import yaml
 
 from moe import benchmarks
-from moe.command_line import nearest, note
+from moe.command_line import note
+from moe.wrong import did_you_mean
 
 DEFINITIONS = Path(__file__).parent.parent / "tasks"
 
@@ -32,7 +33,7 @@ def wanted_tasks(tasks: dict, corpus_folder: Path, places: dict, *, required: bo
     wanted: dict[str, Wanted | None] = {}
     for kind, entries in tasks.items():
         if kind not in FINDERS:
-            raise ValueError(f"evaluation.tasks: {kind!r} unknown{nearest(kind, FINDERS)}")
+            raise ValueError(f"evaluation.tasks: {kind!r} unknown{did_you_mean(kind, FINDERS)}")
         for task, _, metric in (entry.partition("/") for entry in entries):
             if task not in wanted:
                 found = FINDERS[kind](task, corpus_folder, places)
@@ -52,7 +53,7 @@ def find_local(task: str, corpus_folder: Path, places: dict) -> tuple[str, dict]
     definition, data = DEFINITIONS / f"{task}.yaml", corpus_folder / "tasks" / f"{task}.jsonl"
     if not definition.is_file():
         known = [path.stem for path in DEFINITIONS.glob("*.yaml")]
-        raise ValueError(f"evaluation.tasks.local: {task!r} unknown{nearest(task, known)}")
+        raise ValueError(f"evaluation.tasks.local: {task!r} unknown{did_you_mean(task, known)}")
     if not data.is_file():
         raise ValueError(f"{data} does not exist: was the corpus prepared without local tasks?")
     kwargs = {"data_files": {"test": str(data.resolve())}}

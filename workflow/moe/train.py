@@ -5,22 +5,24 @@ Stops at SIGTERM or SIGUSR1 with a checkpoint and exit code 75; the same command
 
 import argparse
 import json
-import platform
+import math
 import signal
 import sys
 import time
-from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import yaml
+from filelock import FileLock, Timeout
 
 from moe import checkpoints, devices
 from moe.accounting import parameter_counts, training_flops, utilisation
-from moe.command_line import exit_code
+from moe.command_line import Tee, exit_code
 from moe.data import Corpus, Windows, held_out
+from moe.finish import finish
 from moe.health import Health
 from moe.parallel import build_engine, gathered_state, init_ranks, spread_experts
 from moe.records import StepRecord, progress
@@ -46,8 +48,12 @@ class Training:
         self.device = devices.pick()
         self.rank, self.ranks = init_ranks(self.device)
         self.dtype = getattr(torch, precision)
-        self.checkpoints = folder / "checkpoints" / spec["fingerprint"]
+        # Another setup or other data start anew in a folder of their own; what lies in this one must still be checked.
+        self.checkpoints = folder / "checkpoints" / f"{spec['fingerprint']}-{corpus.fingerprint[:8]}"
         self.belongs = {"setup": spec["fingerprint"], "data": corpus.fingerprint}
+        self.belongs |= {"ranks": str(self.ranks), "precision": precision}
+        if self.rank == 0:
+            self._lock()
         self.snapshots = snapshot_steps(spec)
         self._check_sizes()
         torch.manual_seed(spec["seed"])
@@ -63,11 +69,13 @@ class Training:
             micro_batch=self.micro_batch,
             ranks=self.ranks,
             dtype=self.dtype,
-            **{k: settings[k] for k in ("betas", "eps", "weight_decay", "clip", "zero_stage") if k in settings},
+            **{
+                k: settings[k]
+                for k in ("betas", "eps", "weight_decay", "clip", "zero_stage", "compile")
+                if k in settings
+            },
         )
         self.model = self.engine.module
-        if settings.get("compile"):
-            self.engine.compile()
         self.batches = Windows(corpus, "train", settings["sequence"], settings["batch"], spec["seed"])
         self.health = Health(self.model, spec["model"]["router"]["name"], where=str(folder))
 
@@ -138,18 +146,21 @@ class Training:
         torch.manual_seed((spec["seed"] * 1_000_003 + step) * 1009 + self.rank)
         tokens_BS = torch.from_numpy(self.batches.at(step, self.rank, self.ranks)).to(self.device)
         self.model.train()
-        losses = []
-        for micro_BS in tokens_BS.split(self.micro_batch):
+        losses, micro_batches = [], tokens_BS.split(self.micro_batch)
+        for micro_BS in micro_batches:
+            if losses:
+                self.engine.step()  # only accumulates: the optimiser moves after the last micro-batch
             loss, router_loss = self.engine(micro_BS[:, :-1], micro_BS[:, 1:])
             self.engine.backward(loss + router_loss)
-            self.engine.step()
             losses.append(torch.stack([loss.detach(), router_loss.detach()]))
         total, router_total = self._mean_over_ranks(torch.stack(losses).double().mean(0)).tolist()
+        self.health.check_losses(step + 1, total, router_total, micro_batches[0][:, :-1])
+        self.engine.step()
         statistics = self.model.after_step()
         row = {"step": step + 1, "tokens": (step + 1) * settings["batch"] * settings["sequence"]}
         row |= {"loss": total, "router_loss": router_total, "learning_rate": rate}
         row |= {"gradient_norm": float(self.engine.get_global_grad_norm())} | statistics
-        self.health.check(row, tokens_BS[: self.micro_batch, :-1])
+        self.health.check(row)
         seconds = time.perf_counter() - began
         row["tokens_per_second"] = settings["batch"] * settings["sequence"] / seconds
         row |= {
@@ -177,17 +188,28 @@ class Training:
 
     @torch.no_grad()
     def _validate(self) -> float:
-        """Mean loss of the first validation windows, nats per token; ranks share the windows."""
+        """Mean loss of the validation windows, nats per token; ranks share them in equally many forward passes."""
         settings = self.settings
         self.model.eval()
-        windows = list(held_out(self.corpus, "valid", settings["sequence"], settings["validate_windows"]))
-        per_rank = max(1, len(windows) // self.ranks)
-        mine = windows[self.rank * per_rank : (self.rank + 1) * per_rank]
-        losses = []
-        for first in range(0, len(mine), self.micro_batch):
-            some = torch.stack([torch.as_tensor(w) for w in mine[first : first + self.micro_batch]]).to(self.device)
-            losses += [self.model(some[:, :-1], some[:, 1:])[0].double()] * len(some)
-        return self._mean_over_ranks(torch.stack(losses).mean()).item()
+        windows = islice(
+            held_out(self.corpus, "valid", settings["sequence"], settings["validate_windows"]),
+            self.rank,
+            None,
+            self.ranks,
+        )
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # of losses, of windows
+        for _ in range(math.ceil(settings["validate_windows"] / (self.ranks * self.micro_batch))):
+            some = [torch.as_tensor(window) for window in islice(windows, self.micro_batch)]
+            if not some and self.ranks == 1:
+                break
+            # a rank without windows of its own still takes part in what experts exchange
+            rows = torch.stack(some) if some else torch.zeros(1, settings["sequence"] + 1, dtype=torch.long)
+            rows = rows.to(self.device)
+            loss = self.model(rows[:, :-1], rows[:, 1:])[0].double()
+            sums += torch.stack([loss, torch.ones_like(loss)]) * len(some)
+        if self.ranks > 1:
+            dist.all_reduce(sums)
+        return (sums[0] / sums[1]).item()
 
     def _on_signal(self, number: int, frame: Any) -> None:
         self.signal = number
@@ -209,13 +231,27 @@ class Training:
 
         checkpoints.write(self.checkpoints, step, self.belongs, save, self.rank, dist.barrier)
 
+    def _lock(self) -> None:
+        """One training a folder: the lock ends with the process, however it ends."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(self.checkpoints / "lock")
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"{self.checkpoints}: another process is training this run") from None
+
     def _resume(self) -> int:
-        """Load the newest whole checkpoint; the step to go on with."""
-        newest = checkpoints.newest(self.checkpoints, self.belongs)
-        if newest is None:
-            return 0
-        _, state = self.engine.load_checkpoint(str(newest), tag="engine")
-        return int(state["step"])
+        """Load the newest whole checkpoint, which rank 0 looks for; the step to go on with."""
+        found = torch.zeros(1, dtype=torch.long, device=self.device)
+        if self.rank == 0:
+            newest = checkpoints.newest(self.checkpoints, self.belongs)
+            found += checkpoints.step_of(newest) if newest else 0
+        if self.ranks > 1:
+            dist.broadcast(found, 0)
+        step = int(found.item())
+        if step:
+            self.engine.load_checkpoint(str(checkpoints.path_of(self.checkpoints, step)), tag="engine")
+        return step
 
     def _snapshot(self, label: str) -> None:
         state = gathered_state(self.model)
@@ -224,7 +260,7 @@ class Training:
         dist.barrier()
 
     def _snapshot_path(self, label: str) -> Path:
-        return self.folder / "snapshots" / self.spec["fingerprint"] / f"{label}.safetensors"
+        return self.folder / "snapshots" / self.checkpoints.name / f"{label}.safetensors"
 
     def _columns(self) -> list[str]:
         columns = ["step", "tokens", "loss", "router_loss", "learning_rate", "gradient_norm"]
@@ -237,49 +273,31 @@ class Training:
         return [*columns, "valid_loss", "tokens_per_second", "mfu", "memory_gib", "seconds"]
 
     def _finish(self) -> None:
-        """Publish metrics.csv, then done.json, which says that everything is there."""
-        spec, settings = self.spec, self.settings
-        rows = (self.checkpoints / "metrics.csv").read_bytes()
-        checkpoints.replace(self.folder / "metrics.csv", rows)
-        batch_tokens = settings["batch"] * settings["sequence"]
-        done = {key: spec[key] for key in ("run", "seed", "scale", "setup")}
-        done |= {"steps": settings["steps"], "tokens": settings["steps"] * batch_tokens} | self.counts
-        table = [line.split(",") for line in rows.decode().splitlines()]
-        seconds = [float(line[table[0].index("seconds")]) for line in table[1:]]
-        done |= {"seconds": sum(seconds), "median_step_seconds": sorted(seconds)[len(seconds) // 2]}
-        done |= {
-            "memory_gib": devices.peak_memory(self.device),
-            "device": devices.name(self.device),
-            "precision": str(self.dtype)[6:],
-        }
-        done |= {"ranks": self.ranks, "commit": spec.get("commit"), "fingerprint": spec["fingerprint"]}
-        done["data"] = self.corpus.fingerprint
-        done["versions"] = {"python": platform.python_version()} | {
-            name: version(name) for name in ("torch", "deepspeed", "datasets", "tokenizers")
-        }
-        done["snapshots"] = {
-            label: {
-                "file": str(self._snapshot_path(label).relative_to(self.folder)),
-                "step": step,
-                "tokens": step * batch_tokens,
-                "sha256": checkpoints.sha256(self._snapshot_path(label)),
-            }
-            for label, step in self.snapshots.items()
-        }
-        checkpoints.replace(self.folder / "done.json", json.dumps(done, indent=1).encode())
+        spec = self.spec
+        facts = {key: spec.get(key) for key in ("run", "seed", "scale", "setup", "commit", "fingerprint")} | self.counts
+        facts |= {"data": self.corpus.fingerprint, "device": devices.name(self.device), "ranks": self.ranks}
+        facts["precision"] = str(self.dtype).removeprefix("torch.")
+        snapshots = {label: (self._snapshot_path(label), step) for label, step in self.snapshots.items()}
+        batch_tokens = self.settings["batch"] * self.settings["sequence"]
+        finish(self.folder, self.checkpoints / "metrics.csv", snapshots, batch_tokens, facts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="run.yaml of a run; everything is written beside it")
     parser.add_argument("--corpus", type=Path, required=True, help="folder of the prepared corpus")
+    parser.add_argument("--log", type=Path, help="a file for what is printed, besides the terminal")
     parser.add_argument("--precision", type=Path, help="precision.json that measured the faster one on this machine")
     arguments = parser.parse_args()
+    if arguments.log:
+        sys.stderr = Tee(arguments.log)
 
     def train() -> None:
         spec = yaml.safe_load(arguments.run.read_text())
         precision = spec["training"].get("precision", "auto")
-        if precision == "auto":
+        if precision == "auto" and torch.cuda.is_available():
+            precision = "bfloat16"  # as in both papers; what was measured may be another node's CPU
+        elif precision == "auto":
             precision = json.loads(arguments.precision.read_text())["precision"] if arguments.precision else "float32"
         Training(spec, arguments.run.parent, Corpus(arguments.corpus), precision).run()
 

@@ -4,6 +4,8 @@ import sys
 from glob import glob
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 WORKFLOW = Path(workflow.basedir) / "workflow"
 sys.path.insert(0, str(WORKFLOW))
 # Every job, script or shell, imports the local package as `moe`; only the fetching rules may use a network.
@@ -15,18 +17,22 @@ from moe.tables import Tables
 
 try:
     tables = Tables(dict(config), WORKFLOW / "schemas")
+    ROWS, REPORTED = list(tables.runs.values()), tables.folder / "reported"
     if workflow.is_main_process:
         tables.check_routers()
-    rows, reported = list(tables.runs.values()), tables.folder / "reported"
-    check_figures(tables.figures, rows, reported)
-    check_claims(tables.claims, rows, reported, tables.figures)
+        check_figures(tables.figures, ROWS, REPORTED)
+        check_claims(tables.claims, ROWS, REPORTED, tables.figures)
 except ValueError as error:
     sys.exit(f"error: {error}")
 
 SCALE = tables.scale_name
-RUN = "results/{scale}/runs/{run}/seed-{seed}"
-CORPUS = "results/corpora/{corpus}"
-GPUS = len(glob("/dev/nvidia[0-9]*"))
+GPUS = len(glob(os.path.join(os.sep, "dev", "nvidia[0-9]*"))) if config["gpus"] == "auto" else config["gpus"]
+if GPUS and workflow.local_exec:
+    workflow.register_resource("gpu", max(GPUS, config["ranks"]))  # at most as many trainings at a time
+CORES = workflow.cores if workflow.local_exec else 16  # of the jobs that use all
+MIRROR = ["--mirror", str(Path(config["mirror"]).resolve())] if config["mirror"] else []
+FETCHED = ["--fetched", "results/fetched/benchmarks"] if config["benchmarks"] == "fetch" else []
+MEASURED = ["done.json", "metrics.csv", "validation.csv", "validation_windows.csv", "scores.csv", "samples.csv"]
 WHERE_TO_LOOK = f"""
 Verdicts: paper_figures/{SCALE}/claims.md
 Tables and figures: paper_figures/{SCALE}/remoe, paper_figures/{SCALE}/rmoe
@@ -41,8 +47,19 @@ wildcard_constraints:
     seed="[0-9]+",
     corpus="|".join(tables.corpora),
     paper="remoe|rmoe",
-    figure="fig[0-9]+[a-z]?",
-    table="table[0-9]+",
+    figure="fig[a-z0-9-]+",
+    table="(table|extra)[a-z0-9-]+",
+
+
+def hold_folder():
+    """One workflow a folder. The lock ends with the process, so nothing stale is left after a kill."""
+    global folder_lock
+    Path(".snakemake").mkdir(exist_ok=True)
+    folder_lock = FileLock(".snakemake/running.lock")
+    try:
+        folder_lock.acquire(timeout=0)
+    except Timeout:
+        sys.exit(f"error: another workflow is running in {Path.cwd()}; wait for it, or use another --directory")
 
 
 def spec_of(wildcards):
@@ -52,7 +69,21 @@ def spec_of(wildcards):
 
 def corpus_of(wildcards):
     """Manifest of the corpus that the run is trained on."""
-    return CORPUS.format(corpus=tables.spec(wildcards.run)["corpus"]) + "/manifest.json"
+    return f"results/corpora/{tables.spec(wildcards.run)['corpus']}/manifest.json"
+
+
+def tasks_of(wildcards):
+    """Documents of the local tasks that the run is scored on."""
+    spec = tables.spec(wildcards.run)
+    names = [Path(task).parts[0] for task in spec["evaluation"]["tasks"].get("local", [])]
+    return [f"results/corpora/{spec['corpus']}/tasks/{name}.jsonl" for name in names]
+
+
+def fetched_for(wildcards):
+    """What a corpus from the hub (or with a tokenizer from it) needs first; the others need nothing."""
+    definition = tables.corpora[wildcards.corpus]
+    hub = "hub" in (definition["source"]["kind"], definition["tokenizer"]["kind"])
+    return [f"results/fetched/{wildcards.corpus}/manifest.json"] if hub else []
 
 
 def figure_spec(wildcards):
@@ -67,23 +98,33 @@ def with_folders(rows):
     return [row | {"folder": f, "seeds": list(tables.seeds)} for row, f in zip(rows, folders)]
 
 
-def runs_shown(wildcards):
-    """The runs that figures.tsv selects for this figure."""
-    return with_folders(select(figure_spec(wildcards)["runs"], list(tables.runs.values())))
-
-
 def files_of(rows, *names):
     """Those files of every run and seed."""
+    rows = with_folders(rows)
     return [f"{row['folder']}/seed-{seed}/{name}" for row in rows for seed in tables.seeds for name in names]
+
+
+def rows_shown(wildcards):
+    """The runs that figures.tsv selects for this figure."""
+    return select(figure_spec(wildcards)["runs"], ROWS)
+
+
+def figure_inputs(wildcards):
+    """Files of the shown runs, or of no run at all."""
+    rows = rows_shown(wildcards)
+    return (
+        files_of(rows, *MEASURED)
+        if rows
+        else expand(f"results/{SCALE}/{{name}}.csv", name=["backbones", "gate_functions"])
+    )
+
+
+def reported_files(stems):
+    """The files of printed numbers that these cells of a table name."""
+    return sorted({f"{REPORTED}/{stem}.csv" for cell in stems for stem in cell.split()})
 
 
 def shown(paper):
     """Every figure and table of a paper that figures.tsv lists."""
     names = [f["figure"] for f in tables.figures if f["paper"] == paper]
-    endings = [".md" if name.startswith("table") else ".svg" for name in names]
-    return [f"paper_figures/{SCALE}/{paper}/{name}{ending}" for name, ending in zip(names, endings)]
-
-
-def probed():
-    """The routing record of every run."""
-    return files_of(with_folders(tables.runs.values()), "routing.parquet")
+    return [f"paper_figures/{SCALE}/{paper}/{name}{'.svg' if name.startswith('fig') else '.md'}" for name in names]

@@ -1,13 +1,4 @@
 # Text in, token files out. fetch_corpus and fetch_benchmarks are the only rules that may use a network.
-MIRROR = f"--mirror {Path(config['mirror']).resolve()}" if config["mirror"] else ""
-
-
-def fetched(wildcards):
-    """What a corpus from the hub needs first; the other kinds need nothing."""
-    kind = tables.corpora[wildcards.corpus].get("source", {}).get("kind")
-    return [f"results/fetched/{wildcards.corpus}/manifest.json"] if kind == "hub" else []
-
-
 rule fetch_corpus:
     """Download a corpus from the hub at its pinned revision; an interrupted download goes on where it was."""
     output:
@@ -17,41 +8,45 @@ rule fetch_corpus:
     conda:
         "../../envs/train.yaml"
     params:
-        definition=lambda w: str(tables.folder / f"corpora/{w.corpus}.yaml"),
-        folder="results/fetched/{corpus}",
+        definition=lambda wildcards: f"{tables.folder}/corpora/{wildcards.corpus}.yaml",
+        content=lambda wildcards: tables.corpora[wildcards.corpus],
+        folder=subpath(output[0], parent=True),
         mirror=MIRROR,
     shell:
-        "HF_HUB_OFFLINE=0 HF_DATASETS_OFFLINE=0 python -m moe.data fetch {params.definition} {params.folder} {params.mirror} 2>&1 | tee {log}"
+        "env -u HF_HUB_OFFLINE -u HF_DATASETS_OFFLINE"
+        " python -m moe.data fetch {params.definition:q} {params.folder} {params.mirror:q} 2>&1 | tee {log}"
 
 
 rule prepare_corpus:
     """Tokenize a corpus into memory-mapped files."""
     input:
-        fetched,
+        fetched_for,
     output:
-        CORPUS + "/manifest.json",
+        "results/corpora/{corpus}/manifest.json",
     log:
         "results/logs/prepare_corpus/{corpus}.log",
     benchmark:
         "results/benchmarks/prepare_corpus/{corpus}.tsv"
     conda:
         "../../envs/train.yaml"
-    threads: workflow.cores
+    threads: CORES
     params:
-        definition=lambda w: str(tables.folder / f"corpora/{w.corpus}.yaml"),
-        content=lambda w: tables.corpora[w.corpus],
-        folder=CORPUS,
-        fetched=lambda w, input: f"--fetched {Path(input[0]).parent}" if input else "",
+        definition=lambda wildcards: f"{tables.folder}/corpora/{wildcards.corpus}.yaml",
+        content=lambda wildcards: tables.corpora[wildcards.corpus],
+        folder=subpath(output[0], parent=True),
+        fetched=lambda wildcards: ["--fetched", f"results/fetched/{wildcards.corpus}"] if fetched_for(wildcards) else [],
     shell:
-        "python -m moe.data prepare {params.definition} {params.folder} {params.fetched} --workers {threads} 2>&1 | tee {log}"
+        "python -m moe.data prepare {params.definition:q} {params.folder} {params.fetched} --workers {threads} 2>&1 | tee {log}"
 
 
 rule make_local_tasks:
     """Three small tasks in the harness' form, from text that no run was trained on."""
     input:
-        CORPUS + "/manifest.json",
+        "results/corpora/{corpus}/manifest.json",
     output:
-        expand(CORPUS + "/tasks/local_{task}.jsonl", task=["last_word", "best_ending", "cloze"], allow_missing=True),
+        last_word="results/corpora/{corpus}/tasks/local_last_word.jsonl",
+        best_ending="results/corpora/{corpus}/tasks/local_best_ending.jsonl",
+        cloze="results/corpora/{corpus}/tasks/local_cloze.jsonl",
     log:
         "results/logs/make_local_tasks/{corpus}.log",
     conda:
@@ -71,6 +66,6 @@ rule fetch_benchmarks:
     conda:
         "../../envs/train.yaml"
     params:
-        folder="results/fetched/benchmarks",
+        folder=subpath(output[0], parent=True),
     shell:
-        "HF_HUB_OFFLINE=0 HF_DATASETS_OFFLINE=0 python -m moe.benchmarks --output {params.folder} 2>&1 | tee {log}"
+        "env -u HF_HUB_OFFLINE -u HF_DATASETS_OFFLINE python -m moe.benchmarks --output {params.folder} 2>&1 | tee {log}"

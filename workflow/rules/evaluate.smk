@@ -1,22 +1,12 @@
 # What a finished run is asked: held-out loss, tasks, routing. And what needs no run.
-PLACES = " ".join([MIRROR, "--fetched results/fetched/benchmarks" if config["benchmarks"] == "fetch" else ""])
-
-
-def tasks_of(wildcards):
-    """Documents of the local tasks that the run is scored on."""
-    spec = tables.spec(wildcards.run)
-    names = [task.split("/")[0] for task in spec["evaluation"]["tasks"].get("local", [])]
-    return [f"results/corpora/{spec['corpus']}/tasks/{name}.jsonl" for name in names]
-
-
 rule validate:
     """Loss over the validation windows, causal for every router."""
     input:
-        done=RUN + "/done.json",
+        done="results/{scale}/runs/{run}/seed-{seed}/done.json",
         corpus=corpus_of,
     output:
-        validation=RUN + "/validation.csv",
-        windows=RUN + "/validation_windows.csv",
+        validation="results/{scale}/runs/{run}/seed-{seed}/validation.csv",
+        windows="results/{scale}/runs/{run}/seed-{seed}/validation_windows.csv",
     log:
         "results/logs/{scale}/validate/{run}-{seed}.log",
     conda:
@@ -34,13 +24,13 @@ rule validate:
 rule evaluate:
     """Zero-shot scores by the harness."""
     input:
-        done=RUN + "/done.json",
+        done="results/{scale}/runs/{run}/seed-{seed}/done.json",
         corpus=corpus_of,
         tasks=tasks_of,
-        benchmarks=["results/fetched/benchmarks/manifest.json"] if config["benchmarks"] == "fetch" else [],
+        benchmarks=["results/fetched/benchmarks/manifest.json"] if FETCHED else [],
     output:
-        scores=RUN + "/scores.csv",
-        samples=RUN + "/samples.csv",
+        scores="results/{scale}/runs/{run}/seed-{seed}/scores.csv",
+        samples="results/{scale}/runs/{run}/seed-{seed}/samples.csv",
     log:
         "results/logs/{scale}/evaluate/{run}-{seed}.log",
     conda:
@@ -50,20 +40,20 @@ rule evaluate:
     params:
         run=subpath(input.done, parent=True),
         corpus=subpath(input.corpus, parent=True),
-        places=PLACES,
+        places=MIRROR + FETCHED,
     shell:
         "OMP_NUM_THREADS=1 python -m moe.evaluate {params.run} {params.corpus} --output {output.scores}"
-        " --samples {output.samples} {params.places} &> {log}"
+        " --samples {output.samples} {params.places:q} &> {log}"
 
 
 rule probe:
     """Routing of test text by token, layer and domain."""
     input:
-        done=RUN + "/done.json",
+        done="results/{scale}/runs/{run}/seed-{seed}/done.json",
         corpus=corpus_of,
     output:
-        routing=RUN + "/routing.parquet",
-        occurrences=RUN + "/occurrences.parquet",
+        routing="results/{scale}/runs/{run}/seed-{seed}/routing.parquet",
+        occurrences="results/{scale}/runs/{run}/seed-{seed}/occurrences.parquet",
     log:
         "results/logs/{scale}/probe/{run}-{seed}.log",
     conda:
@@ -88,6 +78,6 @@ rule describe:
     conda:
         "../../envs/train.yaml"
     params:
-        setups=lambda w: {name: tables.shapes(name) for name in tables.setups},
+        setups={name: tables.shapes(name) for name in tables.setups},
     script:
         "../scripts/describe.py"

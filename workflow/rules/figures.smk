@@ -1,25 +1,9 @@
 # Pictures, tables and verdicts, from the files of finished runs.
-MEASURED = ["done.json", "metrics.csv", "validation.csv", "validation_windows.csv", "scores.csv", "samples.csv"]
-
-
-def figure_inputs(wildcards):
-    """Files of the shown runs, or of no run at all."""
-    rows = runs_shown(wildcards)
-    return (
-        files_of(rows, *MEASURED) if rows else [f"results/{SCALE}/backbones.csv", f"results/{SCALE}/gate_functions.csv"]
-    )
-
-
-def reported_files(wildcards):
-    """The printed numbers that a figure is compared with."""
-    return [f"{tables.folder}/reported/{stem}.csv" for stem in figure_spec(wildcards)["reported"].split()]
-
-
 rule draw_figure:
     """One row of figures.tsv as a picture, beside the numbers that it draws."""
     input:
         results=figure_inputs,
-        reported=reported_files,
+        reported=lambda wildcards: reported_files([figure_spec(wildcards)["reported"]]),
     output:
         svg=report(
             "paper_figures/{scale}/{paper}/{figure}.svg",
@@ -36,8 +20,8 @@ rule draw_figure:
     params:
         spec=figure_spec,
         scale=SCALE,
-        runs=runs_shown,
-        reported=str(tables.folder / "reported"),
+        runs=lambda wildcards: with_folders(rows_shown(wildcards)),
+        reported=str(REPORTED),
     script:
         "../scripts/draw_figure.py"
 
@@ -46,7 +30,7 @@ rule draw_table:
     """One row of figures.tsv as a table: CSV, Markdown and LaTeX."""
     input:
         results=figure_inputs,
-        reported=reported_files,
+        reported=lambda wildcards: reported_files([figure_spec(wildcards)["reported"]]),
     output:
         md=report(
             "paper_figures/{scale}/{paper}/{table}.md",
@@ -63,8 +47,8 @@ rule draw_table:
     params:
         spec=figure_spec,
         scale=SCALE,
-        runs=runs_shown,
-        reported=str(tables.folder / "reported"),
+        runs=lambda wildcards: with_folders(rows_shown(wildcards)),
+        reported=str(REPORTED),
     script:
         "../scripts/draw_figure.py"
 
@@ -72,7 +56,8 @@ rule draw_table:
 rule judge_claims:
     """Every claim of claims.tsv: what was reported, what was measured, the verdict."""
     input:
-        files_of(with_folders(runs_judged(tables.claims, list(tables.runs.values()))), *MEASURED),
+        results=files_of(runs_judged(tables.claims, ROWS), *MEASURED),
+        reported=reported_files(claim["reported"] for claim in tables.claims),
     output:
         md=report("paper_figures/{scale}/claims.md", caption="../report/claims.rst", category="claims"),
         csv="paper_figures/{scale}/claims.csv",
@@ -83,8 +68,8 @@ rule judge_claims:
     params:
         claims=tables.claims,
         scale=SCALE,
-        reported=str(tables.folder / "reported"),
-        runs=with_folders(runs_judged(tables.claims, list(tables.runs.values()))),
+        reported=lambda wildcards: str(REPORTED),
+        runs=with_folders(runs_judged(tables.claims, ROWS)),
     script:
         "../scripts/judge_claims.py"
 
@@ -92,9 +77,9 @@ rule judge_claims:
 rule publish:
     """Keep what this scale gave: figures, tables, verdicts and the runs' records, with their provenance."""
     input:
-        f"paper_figures/{SCALE}/claims.md",
-        shown("remoe"),
-        shown("rmoe"),
+        claims=f"paper_figures/{SCALE}/claims.md",
+        shown=shown("remoe") + shown("rmoe"),
+        records=files_of(ROWS, *MEASURED),
     output:
         touch(f"results/{SCALE}/published"),
     log:
@@ -102,8 +87,8 @@ rule publish:
     conda:
         "../../envs/analysis.yaml"
     params:
-        runs=with_folders(tables.runs.values()),
+        runs=with_folders(ROWS),
         destination=f"paper_figures/published/{SCALE}",
-        readme=str(WORKFLOW.parent / "README.md"),
+        readme=str(WORKFLOW.parent / "README.md") if SCALE == "laptop" else None,
     script:
         "../scripts/publish.py"

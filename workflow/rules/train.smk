@@ -1,7 +1,4 @@
 # One trained model per row of runs.tsv and seed.
-LAUNCHER = "python" if config["ranks"] == 1 else f"torchrun --standalone --nproc-per-node {config['ranks']}"
-
-
 rule measure_precision:
     """Which of bfloat16 and float32 trains faster on this machine."""
     output:
@@ -17,7 +14,7 @@ rule measure_precision:
 rule freeze_run:
     """All that decides a run, merged from the tables into one file."""
     output:
-        RUN + "/run.yaml",
+        "results/{scale}/runs/{run}/seed-{seed}/run.yaml",
     log:
         "results/logs/{scale}/freeze_run/{run}-{seed}.log",
     conda:
@@ -31,12 +28,12 @@ rule freeze_run:
 rule train:
     """Train one run; its checkpoints lie beside the outputs, so a rerun goes on from the newest whole one."""
     input:
-        run=RUN + "/run.yaml",
+        run="results/{scale}/runs/{run}/seed-{seed}/run.yaml",
         corpus=corpus_of,
         precision="results/{scale}/precision.json",
     output:
-        metrics=RUN + "/metrics.csv",
-        done=RUN + "/done.json",
+        metrics="results/{scale}/runs/{run}/seed-{seed}/metrics.csv",
+        done="results/{scale}/runs/{run}/seed-{seed}/done.json",
     log:
         "results/logs/{scale}/train/{run}-{seed}.log",
     benchmark:
@@ -45,10 +42,11 @@ rule train:
         "../../envs/train.yaml"
     threads: config["ranks"]
     resources:
+        ranks=config["ranks"],
         gpu=config["ranks"] if GPUS else 0,
     params:
-        launcher=LAUNCHER,
         corpus=subpath(input.corpus, parent=True),
     shell:
-        "OMP_NUM_THREADS=1 {params.launcher} -m moe.train {input.run} --corpus {params.corpus}"
-        " --precision {input.precision} 2>&1 | tee {log}"
+        # exec: signals reach the training itself, and its exit code is the job's
+        "export OMP_NUM_THREADS=1; exec python -m moe.launch {resources.ranks} moe.train {input.run}"
+        " --corpus {params.corpus} --precision {input.precision} --log {log}"

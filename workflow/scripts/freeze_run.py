@@ -1,10 +1,14 @@
-"""Write what decides a run, and the commit that it was frozen at."""
+"""Write what decides a run, and the commit of the workflow that it was frozen at."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import yaml
 
-git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)
-spec = snakemake.params.spec | {"commit": git.stdout.strip() or None}
+commit = None
+if shutil.which("git"):
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+spec = snakemake.params.spec | {"commit": commit or None}
 Path(snakemake.output[0]).write_text(yaml.safe_dump(spec, sort_keys=False))

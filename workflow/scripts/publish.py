@@ -8,5 +8,5 @@ publish(
     drawn=Path(snakemake.input[0]).parent,
     runs=snakemake.params.runs,
     destination=Path(snakemake.params.destination),
-    readme=Path(snakemake.params.readme),
+    readme=Path(snakemake.params.readme) if snakemake.params.readme else None,
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 from moe.figures.check import check_metric, check_reported, select, text
 from moe.figures.metrics import METRICS
 from moe.figures.reported import stems
-from moe.figures.wrong import wrong
+from moe.wrong import wrong
 
 FILE = "config/claims.tsv"
 KINDS = {

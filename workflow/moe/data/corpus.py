@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from moe.data.definition import SPLITS, nearest
+from moe.data.definition import SPLITS
 from moe.data.storage import read_json, sha256_of
 from moe.data.tokenizer import load_tokenizer, token_type
+from moe.wrong import did_you_mean
 
 LAYOUT = 1  # of the files in the folder
 
@@ -25,8 +26,8 @@ class Corpus:
         path = self.folder / "manifest.json"
         if not path.is_file():
             near = [p.name for p in self.folder.parent.glob("*/")] if self.folder.parent.is_dir() else []
-            hint = nearest(self.folder.name, near)
-            raise ValueError(f"{path}: no prepared corpus here; {hint}")
+            hint = did_you_mean(self.folder.name, near)
+            raise ValueError(f"{path}: no prepared corpus here{hint}")
         self.manifest = read_json(path)
         if not isinstance(self.manifest, dict) or self.manifest.get("layout") != LAYOUT:
             raise ValueError(f"{path}: not the manifest of a corpus of layout {LAYOUT}: prepare it again")
@@ -89,5 +90,5 @@ class Corpus:
 
     def _split(self, split):
         if split not in SPLITS:
-            raise ValueError(f"{self.folder}: no split {split!r}; {nearest(split, SPLITS)}")
+            raise ValueError(f"{self.folder}: no split {split!r}{did_you_mean(split, SPLITS)}")
         return split

@@ -5,10 +5,11 @@ two together. The checks live here because a schema cannot name the nearest vali
 """
 
 import re
-from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
+
+from moe.wrong import did_you_mean
 
 # kind -> (required keys, optional keys with defaults)
 SOURCES = {
@@ -34,15 +35,6 @@ LOCAL_DOMAINS = ("python", "cpp", "prose", "examples")
 SMALLEST_BPE = 257  # every byte and the end of text
 
 
-def nearest(word, known):
-    """The end of a message about an unknown `word`: the nearest of `known`, else all of them."""
-    known = [str(k) for k in known]
-    close = get_close_matches(str(word), known, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"known: {', '.join(known[:12])}" if known else "there is none"
-
-
 def load_definition(path):
     """Read and check the YAML file of a corpus; ValueError names the file and what is wrong in it."""
     path = Path(path)
@@ -50,7 +42,7 @@ def load_definition(path):
         definition = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         others = [p.name for p in path.parent.glob("*.yaml")]
-        raise ValueError(f"{path}: no such corpus definition; {nearest(path.name, others)}") from None
+        raise ValueError(f"{path}: no such corpus definition{did_you_mean(path.name, others)}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: not readable as YAML: {reason}") from None
@@ -96,7 +88,7 @@ def _part(part, kinds, where):
         raise ValueError(f"{where} is {part!r}, expected a key `kind`, one of {', '.join(kinds)}")
     kind = part["kind"]
     if kind not in kinds:
-        raise ValueError(f"{where}.kind is {kind!r}, which is unknown; {nearest(kind, kinds)}")
+        raise ValueError(f"{where}.kind is {kind!r}, which is unknown{did_you_mean(kind, kinds)}")
     required, optional = kinds[kind]
     _known_keys(part, ("kind", *required, *optional), where, required=required)
     for key, expected in required.items():
@@ -111,7 +103,7 @@ def _part(part, kinds, where):
 def _known_keys(given, known, where, *, required):
     for key in given:
         if key not in known:
-            raise ValueError(f"{where} has the unknown key {key!r}; {nearest(key, known)}")
+            raise ValueError(f"{where} has the unknown key {key!r}{did_you_mean(key, known)}")
     for key in required:
         if key not in given:
             raise ValueError(f"{where} lacks the key {key!r}")
@@ -120,8 +112,8 @@ def _known_keys(given, known, where, *, required):
 def _check_local(source, where):
     for domain in source["domains"] or ():
         if domain not in LOCAL_DOMAINS:
-            hint = nearest(domain, LOCAL_DOMAINS)
-            raise ValueError(f"{where}.domains has {domain!r}, which is unknown; {hint}")
+            hint = did_you_mean(domain, LOCAL_DOMAINS)
+            raise ValueError(f"{where}.domains has {domain!r}, which is unknown{hint}")
     _check_positive(source["limit_mb"], f"{where}.limit_mb")
 
 

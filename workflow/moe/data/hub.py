@@ -15,9 +15,10 @@ from fnmatch import fnmatch
 from hashlib import sha1
 from pathlib import Path
 
-from moe.data.definition import check, nearest
+from moe.data.definition import check
 from moe.data.sources import SUFFIXES
 from moe.data.storage import check_room, read_json, sha256_of, sync, write_json
+from moe.wrong import did_you_mean
 
 
 def needs_fetch(definition):
@@ -48,7 +49,7 @@ def fetch(definition, folder, *, mirror=None):
         store = _store(options, "model", mirror)
         path = options["file"]
         if path not in store.files:
-            raise ValueError(f"{options['name']}: no file {path!r}; {nearest(path, store.files)}")
+            raise ValueError(f"{options['name']}: no file {path!r}{did_you_mean(path, store.files)}")
         facts = _take(store, path, folder / "tokenizer", progress)
         manifest["tokenizer"] = {"path": path, **facts}
     write_json(folder / "manifest.json", manifest)
@@ -78,7 +79,7 @@ def choose_files(source, store):
         for pattern in source["files"]:
             found = [path for path in sorted(store.files) if fnmatch(path, pattern)]
             if not found:
-                raise ValueError(f"{name}: no file matches {pattern!r}; {nearest(pattern, store.files)}")
+                raise ValueError(f"{name}: no file matches {pattern!r}{did_you_mean(pattern, store.files)}")
             paths += [path for path in found if path not in paths]
     else:
         paths = _resolve(source, store)
@@ -105,12 +106,12 @@ def _resolve(source, store):
         except Exception as error:  # the library raises many kinds for one cause: no such configuration
             configs = _config_names(str(skeleton))
             if configs and config not in configs:
-                raise ValueError(f"{name}: no config {config!r}; {nearest(config, configs)}") from None
+                raise ValueError(f"{name}: no config {config!r}{did_you_mean(config, configs)}") from None
             reason = " ".join(str(error).split())[:200].replace(str(skeleton), name)
             raise ValueError(f"{name}: no data files found: {reason}") from None
         splits = builder.config.data_files or {}
         if split not in splits:
-            raise ValueError(f"{name}: no split {split!r}; {nearest(split, splits)}")
+            raise ValueError(f"{name}: no split {split!r}{did_you_mean(split, splits)}")
         return [Path(path).relative_to(skeleton.resolve()).as_posix() for path in splits[split]]
 
 
@@ -139,7 +140,7 @@ class Mirror:
             raise ValueError(f"{mirror}: no such mirror folder")
         if not self.root.is_dir():
             names = [p.relative_to(mirror).as_posix() for p in mirror.glob("*/*") if p.is_dir()]
-            raise ValueError(f"{mirror}: the mirror has no {name!r}; {nearest(name, names)}")
+            raise ValueError(f"{mirror}: the mirror has no {name!r}{did_you_mean(name, names)}")
         self.files = {
             path.relative_to(self.root).as_posix(): {"bytes": path.stat().st_size}
             for path in sorted(self.root.rglob("*"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import zstandard
 
-from moe.data.definition import nearest
+from moe.wrong import did_you_mean
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 CHUNK = 1 << 20
@@ -27,7 +27,7 @@ def list_files(folder, *, patterns=None):
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         near = [p.name for p in folder.parent.glob("*/")] if folder.parent.is_dir() else []
-        raise ValueError(f"{folder}: no such folder of texts; {nearest(folder.name, near)}")
+        raise ValueError(f"{folder}: no such folder of texts{did_you_mean(folder.name, near)}")
     found = set()
     for pattern in patterns or ["**/*"]:
         matches = [p for p in folder.glob(pattern) if p.is_file()]
@@ -100,8 +100,8 @@ def _read_parquet(path, text, domain):
             wanted = [text] if domain is None else [text, domain]
             for column in wanted:
                 if column.split(".")[0] not in names:
-                    hint = nearest(column, names)
-                    raise ValueError(f"{path}: no column {column!r}; {hint}")
+                    hint = did_you_mean(column, names)
+                    raise ValueError(f"{path}: no column {column!r}{hint}")
             for batch in file.iter_batches(batch_size=512, columns=wanted, use_threads=False):
                 for row in batch.to_pylist():
                     number += 1
@@ -127,7 +127,7 @@ def _column(row, column, where):
     for name in [column] if column in row else column.split("."):
         if not isinstance(value, dict) or name not in value:
             known = value if isinstance(value, dict) else ()
-            raise ValueError(f"{where}: no column {column!r}; {nearest(name, known)}")
+            raise ValueError(f"{where}: no column {column!r}{did_you_mean(name, known)}")
         value = value[name]
     return value
 

@@ -12,7 +12,7 @@ import numpy as np
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from moe.data.definition import nearest
+from moe.wrong import did_you_mean
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -78,7 +78,7 @@ def load_tokenizer(path, *, end_of_text=END_OF_TEXT):
     path = Path(path).expanduser()
     if not path.is_file():
         near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise ValueError(f"{path}: no such tokenizer file; {nearest(path.name, near)}")
+        raise ValueError(f"{path}: no such tokenizer file{did_you_mean(path.name, near)}")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
@@ -87,8 +87,8 @@ def load_tokenizer(path, *, end_of_text=END_OF_TEXT):
     token = tokenizer.token_to_id(end_of_text)
     if token is None:
         special = [t.content for t in tokenizer.get_added_tokens_decoder().values()]
-        hint = nearest(end_of_text, special)
-        raise ValueError(f"{path}: no end-of-text token {end_of_text!r} in its vocabulary; {hint}")
+        hint = did_you_mean(end_of_text, special)
+        raise ValueError(f"{path}: no end-of-text token {end_of_text!r} in its vocabulary{hint}")
     return Text(tokenizer, token)
 
 

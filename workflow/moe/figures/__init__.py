@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moe.figures.check import check_figures, select
 from moe.figures.kinds import KINDS
-from moe.figures.wrong import wrong
+from moe.wrong import wrong
 
 __all__ = ["KINDS", "check_figures", "draw", "select"]
 

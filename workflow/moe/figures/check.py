@@ -5,7 +5,7 @@ from pathlib import Path
 from moe.figures.kinds import BACKBONE, KINDS, STEPS
 from moe.figures.metrics import LOCAL, METRICS, TASK_NAMES
 from moe.figures.reported import columns_of, parse_match, stems
-from moe.figures.wrong import wrong
+from moe.wrong import wrong
 
 FILE = "config/figures.tsv"
 

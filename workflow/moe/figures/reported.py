@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import yaml
 
-from moe.figures.wrong import wrong
+from moe.wrong import wrong
 
 
 class Printed(NamedTuple):

@@ -86,9 +86,14 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def ranks() -> int:
+    """How many data-parallel ranks train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def summed_over_ranks(counts: Tensor) -> Tensor:
     """Sum over data-parallel ranks, so that what is computed from counts does not depend on their number."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if ranks() > 1:
         counts = counts.clone()
         dist.all_reduce(counts)
     return counts
@@ -98,7 +103,7 @@ def share_of_tokens(mask_TE: Tensor, training: bool, dtype: torch.dtype) -> Tens
     """Share of all ranks' tokens that each expert gets, [E], a constant for the gradient (T may differ by rank)."""
     counts = mask_TE.sum(0)
     tokens = mask_TE.shape[0]
-    if training:  # a validation may run on one rank alone
+    if training and ranks() > 1:  # a validation may run on one rank alone
         totals = summed_over_ranks(torch.cat([counts, counts.new_tensor([tokens])]))
         counts, tokens = totals[:-1], totals[-1]
     return counts.to(dtype) / tokens
