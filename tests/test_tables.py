@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 
 from moe.tables import Tables, load_yaml
 
@@ -21,7 +20,7 @@ def config(tmp_path):
 
 def read(config):
     tables = Tables(config, ROOT / "workflow/schemas")
-    tables.check_routers()
+    tables.check_deeply()
     return tables
 
 
@@ -60,12 +59,65 @@ SPOILED = {
     "scale: heads that do not divide": ("scales/smoke.yaml", "heads: 2,", "heads: 3,", "heads 3 and kv_heads 1, expected each to divide the one before"),
     "scale: batch and micro-batch": ("scales/smoke.yaml", "batch: 8", "batch: 8\n    micro_batch: 3", "the batch of 8 is not a multiple of 1 ranks × micro_batch 3"),
     "scale: experts and ranks": ("scales/smoke.yaml", "batch: 8", "batch: 8\n    expert_ranks: 3", "column experts: 8 are not divisible by 3 expert_ranks"),
+    "option of another type": ("runs.tsv", "state: 128", "state: x", "row rmoe-900m-rmoe-p128, column options: option state is 'x', expected an integer"),
+    "option with a fraction": ("runs.tsv", "state: 128", "state: 1.5", "row rmoe-900m-rmoe-p128, column options: option state is 1.5, expected an integer"),
+    "option that is true": ("runs.tsv", "state: 128", "state: true", "row rmoe-900m-rmoe-p128, column options: option state is True, expected an integer"),
+    "option that is a date": ("runs.tsv", "state: 128", "state: 2024-01-01", "row rmoe-900m-rmoe-p128, column options: option state is datetime.date(2024, 1, 1), expected an integer"),
+    "option in month 13": ("runs.tsv", "state: 128", "state: 2024-13-01", "row rmoe-900m-rmoe-p128, column options: 'state: 2024-13-01' is not valid YAML (month must be in 1..12)"),
+    "option below zero": ("runs.tsv", "state: 128", "state: -5", "row rmoe-900m-rmoe-p128, column options: option state is -5, expected at least 1"),
+    "option zero": ("runs.tsv", "state: 128", "state: 0", "row rmoe-900m-rmoe-p128, column options: option state is 0, expected at least 1"),
+    "option too large to build": ("runs.tsv", "state: 128", "state: 99999999999999999999", "column options: router 'rmoe' cannot be built with balance_layers: mean, state: 12499999999999999999 ("),
+    "option twice": ("runs.tsv", "state: 128", "state: 128, state: 64", "column options: 'state: 128, state: 64' is not valid YAML (key 'state' stands there and in line 1, expected once)"),
+    "option that is a word instead of yes or no": ("runs.tsv", "state: 128", "bias: nope", "column options: option bias is 'nope', expected true or false"),
+    "option out of its range": ("runs.tsv", "ReMoE\t", "ReMoE\talpha: 0.5", "row remoe-182m-relu, column options: option alpha is 0.5, expected a number above 1"),
+    "option that is not a number": ("runs.tsv", "ReMoE\t", "ReMoE\talpha: .nan", "row remoe-182m-relu, column options: option alpha is nan, which is not finite"),
+    "option with a number as YAML does not write it": ("runs.tsv", "ReMoE\t", "ReMoE\tlambda_0: 1e-8", "row remoe-182m-relu, column options: option lambda_0 is '1e-8', expected a number"),
+    "option of a dense run": ("runs.tsv", "Dense\t", "Dense\tstate: 8", "row remoe-182m-dense, column options: 'state' with router none, expected an empty cell"),
+    "a column twice": ("runs.tsv", "\tlabel\t", "\trun\t", "line 1: column 'run' stands twice, expected each once"),
+    "experts in superscript": ("runs.tsv", "topk\t8\t", "topk\t²\t", "row remoe-182m-topk, column experts: '²' is not of type 'integer'"),
+    "setup: option of another type": ("setups/rmoe-0.9b.yaml", "balance_layers: mean", "balance_layers: 3", "over rmoe-0.9b, key router, in run rmoe-900m-rmoe-p128: option balance_layers is 3, expected a word"),
+    "setup: option out of its range": ("setups/rmoe-0.9b.yaml", "balance_layers: mean", "balance: x", "key router, in run rmoe-900m-rmoe-p128: option balance is 'x', expected a number"),
+    "setup: unknown option": ("setups/rmoe-0.9b.yaml", "balance_layers: mean", "balanc: 1", "key router, in run rmoe-900m-rmoe-p128: option 'balanc' is unknown to router 'rmoe'; the nearest is 'balance'"),
+    "setup: no heads": ("setups/remoe-182m.yaml", "  heads: 12\n", "", "setups/remoe-182m.yaml: key 'heads' of model is missing, expected number of query heads"),
+    "setup: no init_std": ("setups/remoe-182m.yaml", "  init_std: 0.01\n", "", "setups/remoe-182m.yaml: key 'init_std' of model is missing"),
+    "setup: no batch": ("setups/remoe-182m.yaml", "  batch: 512\n", "", "setups/remoe-182m.yaml: key 'batch' of training is missing, expected sequences a step"),
+    "setup: no steps": ("setups/remoe-182m.yaml", "  steps: 60000 #", "  #", "setups/remoe-182m.yaml: key 'steps' of training is missing"),
+    "setup: no warmup": ("setups/remoe-182m.yaml", "  warmup: 0.01 #", "  #", "setups/remoe-182m.yaml: key 'warmup' of training is missing"),
+    "setup: no validation": ("setups/remoe-182m.yaml", "  validate_every: 1000\n", "", "setups/remoe-182m.yaml: key 'validate_every' of training is missing"),
+    "setup: no tasks": ("setups/remoe-182m.yaml", "  tasks:\n    benchmark:", "  #", "setups/remoe-182m.yaml: key 'tasks' of evaluation is missing"),
+    "setup: whole number as a fraction": ("setups/remoe-182m.yaml", "batch: 512", "batch: 512.0", "setups/remoe-182m.yaml, key training.batch: 512.0 is not of type 'integer'"),
+    "setup: not a number": ("setups/remoe-182m.yaml", "learning_rate: 5.0e-4", "learning_rate: .nan", "setups/remoe-182m.yaml, key training.learning_rate: nan is not finite, expected a number"),
+    "setup: infinite": ("setups/remoe-182m.yaml", "betas: [0.9, 0.999]", "betas: [0.9, -.inf]", "setups/remoe-182m.yaml, key training.betas.1: -inf is not finite, expected a number"),
+    "setup: a key twice": ("setups/remoe-182m.yaml", "  sequence: 1024\n", "  sequence: 1024\n  steps: 1\n", "setups/remoe-182m.yaml, line 20: is not valid YAML (key 'steps' stands there and in line 18, expected once)"),
+    "setup: a value that holds itself": ("setups/remoe-182m.yaml", "batch: 512", "batch: &a [*a]", "setups/remoe-182m.yaml, line 20: is not valid YAML (*a is an alias, expected the value itself)"),
+    "setup: no size": ("setups/remoe-182m.yaml", "size: 182M", "size: ''", "setups/remoe-182m.yaml, key size: '' "),
+    "setup: label with a slash": ("setups/remoe-182m.yaml", "{30B: 1.0}", "{30B/a: 1.0}", "setups/remoe-182m.yaml, key snapshots: '30B/a' does not match"),
+    "setup: label that is a number": ("setups/remoe-182m.yaml", "{30B: 1.0}", "{30: 1.0}", "setups/remoe-182m.yaml, key snapshots: 30 is not of type 'string'"),
+    "setup: unknown benchmark": ("setups/remoe-182m.yaml", "arc_easy/acc", "arc_esay/acc", "setups/remoe-182m.yaml, key evaluation.tasks.benchmark: 'arc_esay' is unknown; the nearest valid name is 'arc_easy'"),
+    "scale: infinite": ("scales/smoke.yaml", "init_std: 0.05", "init_std: .inf", "scales/smoke.yaml, key every.model.init_std: inf is not finite, expected a number"),
+    "scale: a key twice": ("scales/smoke.yaml", "steps: 24", "steps: 24\n    steps: 25", "scales/smoke.yaml, line 8: is not valid YAML (key 'steps' stands there and in line 7, expected once)"),
+    "scale: rising learning rate": ("scales/smoke.yaml", "final_learning_rate: 5.0e-4", "final_learning_rate: 5.0e-2", "key training.final_learning_rate: 0.05 is more than the learning_rate 0.005, expected at most that"),
+    "scale: odd heads": ("scales/smoke.yaml", "width: 32, layers: 2, heads: 2,", "width: 30, layers: 2, heads: 2,", "key model.heads: 2 heads of a width of 30 are 15 wide each, expected an even number"),
+    "scale: unknown local task": ("scales/smoke.yaml", "local_cloze/acc", "local_cloz/acc", "scales/smoke.yaml, key every.evaluation.tasks.local: 'local_cloz' is unknown; the nearest valid name is 'local_cloze'"),
+    "scale: unknown task of one setup": ("scales/smoke.yaml", "setups: {}", "setups: {remoe-182m: {evaluation: {tasks: {benchmark: [sicq]}}}}", "scales/smoke.yaml, key setups.remoe-182m.evaluation.tasks.benchmark: 'sicq' is unknown; the nearest valid name is 'sciq'"),
+    "scale: unknown divided option": ("scales/smoke.yaml", "divide: {state: 8}", "divide: {sate: 8}", "scales/smoke.yaml, key divide: 'sate' is unknown; the nearest valid name is 'state'"),
+    "scale: a section that is a number": ("scales/smoke.yaml", "setups: {}", "setups: {remoe-182m: {model: 3}}", "key model: 3 is not of type 'object', expected arguments of moe.model.Decoder"),
+    "corpus: unknown key": ("corpora/smoke.yaml", "source:", "sorce:", "corpora/smoke.yaml has the unknown key 'sorce'; did you mean 'source'?"),
+    "corpus: unknown kind": ("corpora/local-bpe.yaml", "kind: local", "kind: locl", "corpora/local-bpe.yaml: source.kind is 'locl', which is unknown; did you mean 'local'?"),
+    "corpus: a kind that is a list": ("corpora/smoke.yaml", "{kind: bytes}", "{kind: [bytes]}", "corpora/smoke.yaml, key tokenizer"),
+    "corpus: a list that is a number": ("corpora/smoke.yaml", "limit_mb: 1", "limit_mb: 1, domains: 5", "corpora/smoke.yaml, key source.domains: 5 is not of type 'array', 'null'"),
+    "corpus: infinite": ("corpora/smoke.yaml", "limit_mb: 1", "limit_mb: .inf", "corpora/smoke.yaml, key source.limit_mb: inf is not finite, expected a number"),
+    "corpus: a key twice": ("corpora/smoke.yaml", "tokenizer: {kind: bytes}", "tokenizer: {kind: bytes}\nsource: {kind: local}", "corpora/smoke.yaml, line 4: is not valid YAML (key 'source' stands there and in line 2, expected once)"),
 }  # fmt: skip
 
 
 def test_the_projects_own_tables_are_right(config):
     for scale in ("smoke", "laptop", "gpu", "paper"):
         assert read(config | {"scale": scale}).runs
+
+
+def test_the_papers_sizes_run_on_eight_ranks(config):
+    assert read(config | {"scale": "paper", "ranks": 8}).runs
 
 
 @pytest.mark.parametrize("what", SPOILED)
@@ -128,12 +180,24 @@ def test_a_fingerprint_changes_with_what_decides_a_training_and_with_nothing_els
     assert read(config).spec("remoe-182m-relu")["fingerprint"] != one
 
 
-def test_every_key_of_every_schema_is_described():
-    def keys(schema, path):
-        for name, inner in schema.get("properties", {}).items():
-            yield f"{path}.{name}", inner
-            yield from keys(inner, f"{path}.{name}")
+def properties(schema, path):
+    """Every property that a schema names, however deep, with what it says of it."""
+    for name, inner in schema.get("properties", {}).items():
+        yield f"{path}.{name}", inner
+    for key, inner in schema.items():
+        several = inner.items() if key in ("properties", "$defs") else [(key, inner)]
+        for name, one in several:
+            for part in one if isinstance(one, list) else [one]:
+                if isinstance(part, dict):
+                    yield from properties(part, f"{path}.{name}")
 
-    for path in (ROOT / "workflow/schemas").glob("*.yaml"):
-        schema = yaml.safe_load(path.read_text())
-        assert schema.get("description"), path
+
+@pytest.mark.parametrize("path", sorted((ROOT / "workflow/schemas").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_key_of_every_schema_is_described(path):
+    schema = load_yaml(path)
+    found = list(properties(schema, path.stem))
+    assert schema.get("description") and len(found) >= len(schema["properties"])
+    for name, inner in found:
+        if "$ref" in inner:
+            inner = schema["$defs"][inner["$ref"].rsplit("/")[-1]]
+        assert inner.get("description"), f"{name} has no description"

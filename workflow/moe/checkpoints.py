@@ -92,7 +92,7 @@ def broken(path: Path) -> str | None:
 
 
 def check_disk(folder: Path, needed: int) -> None:
-    """ValueError unless the disk of `folder` has room for `needed` bytes of checkpoints, those already there included."""
+    """ValueError unless the disk of `folder` has room for `needed` bytes, those already there included."""
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     free = shutil.disk_usage(folder).free + there
     if free < needed:

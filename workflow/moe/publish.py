@@ -16,7 +16,8 @@ PAPERS = {"remoe": "ReMoE", "rmoe": "RMoE"}
 def publish(drawn: Path, runs: list[dict], destination: Path, readme: Path | None) -> None:
     """Replace `destination` by the figures, tables and claims of `drawn`, the records of `runs`, and their provenance.
 
-    runs: rows of runs.tsv with `folder` and `seeds`. The verdict table of the readme, where one is given, is rewritten between its markers.
+    runs: rows of runs.tsv with `folder` and `seeds`. The verdict table of the
+    readme, where one is given, is rewritten between its markers.
     """
     text = readme.read_text(encoding="utf-8") if readme else ""
     before, begin, rest = text.partition(BEGIN)

@@ -9,6 +9,7 @@ import math
 import signal
 import sys
 import time
+import warnings
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,8 @@ class Training:
         if self.rank == 0:
             whole = f"{steps} steps of {self.settings['batch'] * self.settings['sequence']:,} tokens"
             precision = f"{str(self.dtype)[6:]} on {self.ranks} × {devices.name(self.device)}"
-            print(
-                f"{name}  {self.counts['parameters']:,} parameters, {whole}, {precision}, from step {start}", flush=True
-            )
+            size = f"{self.counts['parameters']:,} parameters"
+            print(f"{name}  {size}, {whole}, {precision}, from step {start}", file=sys.stderr, flush=True)
         for step in range(start, steps):
             row = self._step(step)
             if (step + 1) % self.settings["validate_every"] == 0 or step + 1 == steps:
@@ -289,6 +289,7 @@ def main() -> None:
     parser.add_argument("--log", type=Path, help="a file for what is printed, besides the terminal")
     parser.add_argument("--precision", type=Path, help="precision.json that measured the faster one on this machine")
     arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, about calls that DeepSpeed makes
     if arguments.log:
         sys.stderr = Tee(arguments.log)
 

@@ -19,7 +19,7 @@ try:
     tables = Tables(dict(config), WORKFLOW / "schemas")
     ROWS, REPORTED = list(tables.runs.values()), tables.folder / "reported"
     if workflow.is_main_process:
-        tables.check_routers()
+        tables.check_deeply()
         check_figures(tables.figures, ROWS, REPORTED)
         check_claims(tables.claims, ROWS, REPORTED, tables.figures)
 except ValueError as error:

@@ -1,8 +1,11 @@
 """Every router, by the name that config/runs.tsv uses. Add a part in its file and a line here."""
 
 import inspect
+import warnings
 from difflib import get_close_matches
 from typing import Any
+
+import torch
 
 from moe.routers.base import Gates, Router, Routing
 from moe.routers.memory import GRU, RNN
@@ -10,7 +13,7 @@ from moe.routers.relu import ReLU
 from moe.routers.scores import Linear
 from moe.routers.topk import TopK
 
-__all__ = ["ROUTERS", "Gates", "Router", "Routing", "build_router", "check_router"]
+__all__ = ["ROUTERS", "Gates", "Router", "Routing", "build_router", "check_router", "options_of"]
 
 # name -> the three parts, and the options that make the name what it is
 ROUTERS: dict[str, dict[str, Any]] = {
@@ -22,22 +25,51 @@ ROUTERS: dict[str, dict[str, Any]] = {
 }
 PARTS = ("memory", "scores", "gates")
 SIZES = ("layers", "width", "inputs", "experts", "top_k")  # come from the model, not from the options
+# type of an option's default -> the types that fit, and how a sentence calls them
+KINDS = {bool: ((bool,), "true or false"), int: ((int,), "an integer"), float: ((int, float), "a number")}
+KINDS |= {str: ((str,), "a word")}
 
 
-def check_router(name: str, options: dict[str, Any]) -> None:
-    """ValueError, one sentence with the nearest valid name, unless `name` takes all these options."""
+def options_of(name: str) -> dict[str, Any]:
+    """Every option of the router `name` with its default."""
+    parameters = {}
+    for part in PARTS:
+        if part in ROUTERS[name]:
+            parameters |= inspect.signature(ROUTERS[name][part]).parameters
+    return {key: parameter.default for key, parameter in parameters.items() if key not in SIZES}
+
+
+def check_router(name: str, options: dict[str, Any], **sizes: int) -> None:
+    """ValueError, one sentence, unless `name` takes all these options, each of the type of its default.
+
+    sizes: layers, width, experts and top_k; given, the router is also built, on the meta device.
+    """
     if name not in ROUTERS:
         raise ValueError(f"router {name!r} is unknown{_nearest(name, ROUTERS)}")
-    known = {
-        key
-        for part in PARTS
-        if part in ROUTERS[name]
-        for key in inspect.signature(ROUTERS[name][part]).parameters
-        if key not in SIZES
-    }
-    for key in options:
+    known = options_of(name)
+    for key, value in options.items():
         if key not in known:
             raise ValueError(f"option {key!r} is unknown to router {name!r}{_nearest(key, known)}")
+        types, expected = KINDS.get(type(known[key]), ((object,), ""))
+        if not isinstance(value, types) or (isinstance(value, bool) and int in types):
+            raise ValueError(f"option {key} is {value!r}, expected {expected}")
+    if sizes:
+        _try_to_build(name, options, sizes)
+
+
+def _try_to_build(name: str, options: dict[str, Any], sizes: dict[str, int]) -> None:
+    try:
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # torch's, about empty tensors
+            router = build_router(name, **sizes, **options)
+        problem = "" if all(p.numel() for p in router.parameters()) else "a parameter has no elements"
+    except (TypeError, RuntimeError, ArithmeticError) as error:  # torch's own; the parts raise ValueError
+        problem = str(error).split("\n")[0]
+    if problem:
+        small = next((key for key, value in options.items() if type(value) is int and value < 1), None)
+        if small is not None:
+            raise ValueError(f"option {small} is {options[small]!r}, expected at least 1")
+        given = ", ".join(f"{key}: {value}" for key, value in options.items()) or "its defaults"
+        raise ValueError(f"router {name!r} cannot be built with {given} ({problem})")
 
 
 def build_router(name: str, *, layers: int, width: int, experts: int, top_k: int, **options: Any) -> Router:
