@@ -38,6 +38,7 @@ rule train:
         "results/logs/{scale}/train/{run}-{seed}.log",
     benchmark:
         "results/benchmarks/{scale}/train/{run}-{seed}.tsv"
+    priority: 10  # what takes longest goes first
     conda:
         "../../envs/train.yaml"
     threads: config["ranks"]
