@@ -20,7 +20,7 @@ STEPS = 20
 
 
 def losses(router: str) -> list[dict[str, float]]:
-    """A row a step on made-up text: each token is a function of the two before it, so that there is something to learn."""
+    """A row a step on made-up text: each token is a function of the two before it, so it can be learnt."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     experts = dict(experts=1, top_k=1) if router == "none" else dict(experts=8, top_k=2)

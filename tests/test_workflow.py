@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "HF_"))}
@@ -141,13 +142,21 @@ def test_a_killed_workflow_goes_on_with_the_same_command(finished, tmp_path):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    subprocess.run([*command, "--unlock"], env=ENVIRONMENT, capture_output=True, cwd=folder, check=True)
-    snakemake(folder)
+    snakemake(folder)  # the same command, and no other
     for run in RUNS:
         mine, other = (
             (base / "results/smoke/runs" / run / "seed-0/validation.csv").read_text() for base in (folder, finished[0])
         )
         assert mine == other
+
+
+def test_a_second_workflow_in_one_folder_is_refused(tmp_path):
+    folder = fresh(tmp_path)
+    (folder / ".snakemake").mkdir()
+    with FileLock(folder / ".snakemake/running.lock"):
+        said = snakemake(folder, ok=False)
+    assert "error: another workflow is running in" in said and "Traceback" not in said
+    assert not (folder / "results/corpora").exists()
 
 
 @pytest.mark.parametrize(
