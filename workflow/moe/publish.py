@@ -59,14 +59,17 @@ def verdict_table(claims: Path) -> str:
     with open(claims, newline="", encoding="utf-8") as file:
         for part in csv.DictReader(file):
             near = part["kind"] == "near"
-            reported = part["reported_left"] if near else signed(part["reported_difference"])
-            measured = f"{float(part['measured_left']):.4g}" if near else signed(part["difference"])
+            reported = four_digits(part["reported_left"]) if near else signed(part["reported_difference"])
+            measured = four_digits(part["measured_left"]) if near else signed(part["difference"])
             name = f"{PAPERS[part['paper']]} {part['claim']}{part['part']}: {part['statement']}"
-            unit = f" {part['unit']}" if part["unit"] else ""
-            lines.append(
-                f"| {name} | {reported}{unit} | {measured}{unit} | {part['uncertainty']} | **{part['verdict']}** |"
-            )
+            reported, measured = (f"{n} {part['unit']}".strip() if n else "" for n in (reported, measured))
+            lines.append(f"| {name} | {reported} | {measured} | {part['uncertainty']} | **{part['verdict']}** |")
     return "\n".join(lines)
+
+
+def four_digits(number: str) -> str:
+    """A number with four digits; empty (nothing was measured) stays empty."""
+    return f"{float(number):.4g}" if number else ""
 
 
 def signed(number: str) -> str:
