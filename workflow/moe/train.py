@@ -23,8 +23,8 @@ from moe import checkpoints, devices
 from moe.accounting import parameter_counts, training_flops, utilisation
 from moe.command_line import Tee, exit_code
 from moe.data import Corpus, Windows, held_out
-from moe.finish import finish
 from moe.health import Health
+from moe.outcome import write_outcome
 from moe.parallel import build_engine, gathered_state, init_ranks, spread_experts
 from moe.records import StepRecord, progress
 from moe.schedule import learning_rate
@@ -279,7 +279,7 @@ class Training:
         facts["precision"] = str(self.dtype).removeprefix("torch.")
         snapshots = {label: (self._snapshot_path(label), step) for label, step in self.snapshots.items()}
         batch_tokens = self.settings["batch"] * self.settings["sequence"]
-        finish(self.folder, self.checkpoints / "metrics.csv", snapshots, batch_tokens, facts)
+        write_outcome(self.folder, self.checkpoints / "metrics.csv", snapshots, batch_tokens, facts)
 
 
 def main() -> None:

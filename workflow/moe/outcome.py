@@ -14,7 +14,7 @@ from moe.checkpoints import replace, sha256
 LIBRARIES = ("torch", "deepspeed", "datasets", "tokenizers")
 
 
-def finish(
+def write_outcome(
     folder: Path, record: Path, snapshots: dict[str, tuple[Path, int]], batch_tokens: int, facts: dict[str, Any]
 ) -> None:
     """Write the declared outputs of a run and remove what an earlier setup of it left.
