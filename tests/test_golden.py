@@ -449,3 +449,113 @@ def test_smoe_gate_with_bias(case):
         for name, tensor in (("x", x), ("weight", linear.weight), ("bias", linear.bias)):
             if f"grad_{name}" in case:
                 case.check(f"grad_{name}", tensor.grad)
+
+
+def choose(case, router, scores):
+    """What the competing public gates have in common: scores, choice, weights, balance loss and their gradients."""
+    x, certain = case["x"].clone().requires_grad_(), case["tie_rows"] == 0
+    routing = router(x, 0)
+    case.check("gate", scores(x))
+    case.check("dense_score", routing.gates_TE, rows=certain)
+    case.check("selected_map", routing.gates_TE > 0, rows=certain)
+    return x, routing
+
+
+@cases("competesmoe/xmoe_gate", "competesmoe/stablemoe_gate")
+def test_xmoe_and_cosine_gates(case):
+    given, tau = case.given, case.given["balance_tau"]
+    xmoe = "reduction" in case
+    options = {"reduced": given["dim"]} if xmoe else {}
+    router = build_router(
+        "xmoe" if xmoe else "cosine-moe", layers=1, width=given["hidden"], experts=given["E"], top_k=given["k"],
+        temperature=1.0, normalise_token=False, **options,
+    ).eval()  # fmt: skip
+    cosine = router.scores.cosine if xmoe else router.scores
+    # the public XMoE rescales its embeddings to length 1.5 in place: its gradients are those at the rescaled ones
+    cosine.experts_LEH[0].data = case["embeddings_after" if xmoe else "embeddings"].clone()
+    if xmoe:
+        router.scores.reductions[0].weight.data = case["reduction"].clone()
+    x, routing = choose(case, router, lambda x: router.scores(x, 0))
+    balance = balance_loss((router.scores(x, 0) / tau).softmax(-1), case["selected_map"].float(), given["k"], False)
+    case.check("balance", balance / given["k"])
+    weights = {"x": x, "embeddings": cosine.experts_LEH[0]}
+    if xmoe:
+        weights["reduction"] = router.scores.reductions[0].weight
+    for prefix, value in (("balance_grad_", balance / given["k"]), ("grad_", (routing.gates_TE * case["U"]).sum())):
+        gradients = torch.autograd.grad(value, list(weights.values()), retain_graph=True)
+        for name, gradient in zip(weights, gradients, strict=True):
+            case.check(prefix + name, gradient)
+
+
+@cases("competesmoe/hyperrouter_gate")
+def test_hypernetwork_gate(case):
+    given = case.given
+    router = build_router(
+        "hypermoe", layers=1, width=given["hidden"], experts=given["E"], top_k=given["k"], hidden=given["hyper_size"]
+    ).eval()
+    first, _, second = router.scores.networks[0]
+    first.weight.data, first.bias.data = case["w0"].clone(), case["b0"].clone()
+    second.weight.data, second.bias.data = case["w2"].clone(), case["b2"].clone()
+    router.scores.vectors[0].data = case["embedding"].clone()
+    x, routing = choose(case, router, lambda x: router.scores(x, 0))
+    (routing.gates_TE * case["U"]).sum().backward()
+    case.check("grad_x", x.grad)
+    case.check("grad_embedding", router.scores.vectors[0].grad)
+    assert all(p.grad is None for p in router.scores.networks.parameters())
+
+
+@cases("competesmoe/random_gate")
+def test_random_gate(case):
+    given = case.given
+    if "frozen" not in given:
+        pytest.skip("draws new scores at every call: not the fixed router of RMoE's RandomSMoE")
+    router = build_router(
+        "random-smoe", layers=1, width=given["hidden"], experts=given["E"], top_k=given["k"], bias=True
+    ).eval()
+    linear = router.scores.maps[0]
+    linear.weight.data, linear.bias.data = case["weight"].clone(), case["bias"].clone()
+    x, routing = choose(case, router, linear)
+    balance = balance_loss(routing.scores_TE, case["selected_map"].float(), given["k"], False) / given["k"]
+    case.check("balance", balance)
+    case.check("balance_grad_x", torch.autograd.grad(balance, x, retain_graph=True)[0])
+    case.check("grad_x", torch.autograd.grad((routing.gates_TE * case["U"]).sum(), x)[0])
+
+
+@cases("rmoe/block")
+@pytest.mark.parametrize("mode", ["np", "detach"])
+@pytest.mark.parametrize("loss", "ABC")
+def test_rmoe_ablations_over_layers(case, mode, loss):
+    given, name = case.given, ROUTER_OF[case.given["router_type"]]
+    if name == "smoe":
+        assert not any(n.startswith(f"{mode}.") for n in case.tensors)  # a linear router has nothing to ablate
+        return
+    router = recurrent_router(case, given["layers"], given["hidden"], given["p"], given["E"], given["k"], name)
+    router.memory.passing = {"np": "none", "detach": "detach"}[mode]
+    for layer in range(given["layers"]):
+        router.memory.projectors[layer].weight.data = case["weight1"][layer]
+        router.scores.maps[layer].weight.data = case["weight2"][layer]
+    memory, routings = None, []
+    for layer, x_TD in enumerate(case["x"]):
+        routings.append(router(x_TD, layer, memory))
+        memory = routings[-1].memory_TH
+    dense = torch.stack([r.gates_TE for r in routings])
+    logits = torch.stack([router.scores(r.memory_TH, i) for i, r in enumerate(routings)])
+    if mode == "np":
+        case.check("np.state", torch.stack([r.memory_TH for r in routings]))
+        case.check("np.router_logits", logits)
+    prefix = f"{mode}.{loss}.grad_"
+    if not any(name.startswith(prefix) for name in case.tensors):
+        assert loss != "A"
+        return
+    ties = case["tie_rows"].any() and loss != "A"
+    assert not ties, "losses of an ambiguous choice are not stored"
+    {
+        "A": lambda: (logits * case["V"]).sum(),
+        "B": lambda: (dense * case["U"]).sum(),
+        "C": lambda: (dense[-1] * case["U"][-1]).sum(),
+    }[loss]().backward()
+    check_cell_gradients(case, router.memory.cell, f"{prefix}cell.")
+    for stored, modules in (("weight1", router.memory.projectors), ("weight2", router.scores.maps)):
+        zero = torch.zeros_like(modules[0].weight)
+        gradients = [zero if m.weight.grad is None else m.weight.grad for m in modules]
+        case.check(prefix + stored, torch.stack(gradients))

@@ -69,9 +69,10 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, std: float, output_scale: float) -> None:
+        own = [n for n, module in self.named_modules() if getattr(module, "keeps_own_init", False)]
         for name, parameter in self.named_parameters():
-            if parameter.ndim == 1 and "norm" in name:
-                continue  # ones
+            if (parameter.ndim == 1 and "norm" in name) or name.startswith(tuple(f"{n}." for n in own)):
+                continue  # ones; scores that begin as their source says
             scaled = name.endswith(("attention.out.weight", "out_EFD", "feed_forward.out.weight"))
             parameter.normal_(0, std * (output_scale if scaled else 1.0))
 

@@ -60,8 +60,9 @@ def build_engine(
     compile: bool = False,
 ) -> Any:
     """A DeepSpeed engine with AdamW (no decay on norms), ZeRO, clipping and gradient accumulation."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trainable if p.ndim > 1]
+    others = [p for p in trainable if p.ndim <= 1]
     parameter_groups = [
         {"params": decayed, "name": "decayed", "weight_decay": weight_decay},
         {"params": others, "name": "others", "weight_decay": 0.0},

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from moe.routers.base import Gates, Router, Routing
-from moe.routers.memory import GRU, RNN
+from moe.routers.memory import GRU, LSTM, RNN, SharedProjector
 from moe.routers.relu import ReLU
-from moe.routers.scores import Linear
+from moe.routers.scores import MLP, Cosine, Hyper, Linear, Random, XMoE
 from moe.routers.topk import TopK
 
 __all__ = ["ROUTERS", "Gates", "Router", "Routing", "build_router", "check_router", "options_of"]
@@ -22,6 +22,19 @@ ROUTERS: dict[str, dict[str, Any]] = {
     "smoe": dict(scores=Linear, gates=TopK, normalise="chosen"),
     "rmoe": dict(memory=GRU, scores=Linear, gates=TopK, normalise="chosen"),
     "rmoe-rnn": dict(memory=RNN, scores=Linear, gates=TopK, normalise="chosen"),
+    "rmoe-lstm": dict(memory=LSTM, scores=Linear, gates=TopK, normalise="chosen"),
+    "rmoe-shared-projector": dict(memory=SharedProjector, scores=Linear, gates=TopK, normalise="chosen"),
+    "rmoe-np": dict(memory=GRU, scores=Linear, gates=TopK, normalise="chosen", passing="none"),
+    "rmoe-detach": dict(memory=GRU, scores=Linear, gates=TopK, normalise="chosen", passing="detach"),
+    "rmoe-xmoe": dict(memory=GRU, scores=XMoE, gates=TopK, normalise="chosen"),
+    "rmoe-relu": dict(
+        memory=GRU, scores=Linear, gates=ReLU
+    ),  # each paper's idea in the other's place: tried by neither
+    "smoe-mlp": dict(scores=MLP, gates=TopK, normalise="chosen"),
+    "random-smoe": dict(scores=Random, gates=TopK, normalise="chosen"),
+    "cosine-moe": dict(scores=Cosine, gates=TopK, normalise="chosen"),
+    "xmoe": dict(scores=XMoE, gates=TopK, normalise="chosen"),
+    "hypermoe": dict(scores=Hyper, gates=TopK, normalise="chosen"),
 }
 PARTS = ("memory", "scores", "gates")
 SIZES = ("layers", "width", "inputs", "experts", "top_k")  # come from the model, not from the options
