@@ -117,13 +117,13 @@ def test_the_report_holds_the_figures(finished):
 def test_results_can_be_published_with_their_provenance(finished):
     folder, _ = finished
     readme = folder / "README.md"
-    readme.write_text("before\n<!-- verdicts: begin -->\nold\n<!-- verdicts: end -->\nafter\n")
+    readme.write_text("before\n<!-- verdicts: begin -->\nstale table\n<!-- verdicts: end -->\nafter\n")
     from moe.publish import publish
 
     runs = [{"run": r, "folder": folder / "results/smoke/runs" / r, "seeds": [0]} for r in RUNS]
     publish(folder / "paper_figures/smoke", runs, folder / "published/smoke", readme)
     text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.startswith("before\n") and text.endswith("after\n") and "stale table" not in text
     assert text.count("| **") == len((folder / "paper_figures/smoke/claims.csv").read_text().strip().splitlines()) - 1
     assert "device:" in (folder / "published/smoke/provenance.yaml").read_text()
     assert (folder / "published/smoke/runs" / RUNS[0] / "seed-0/run.yaml").exists()
