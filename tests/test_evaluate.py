@@ -36,9 +36,11 @@ def requests(kind, *arguments):
 
 
 @torch.no_grad()
-def next_token(model, seen):
-    """Log-probabilities after the last SEQUENCE tokens seen."""
-    return model(torch.tensor([seen[-SEQUENCE:]]))[0, -1].double().log_softmax(-1)
+def next_token(model, seen, said=0):
+    """Log-probabilities after the last SEQUENCE tokens seen, of which the last `said` follow the prompt."""
+    seen = seen[-SEQUENCE:]
+    prompts_B = torch.tensor([max(1, len(seen) - said)])
+    return model(torch.tensor([seen]), prompts_B=prompts_B)[0, -1].double().log_softmax(-1)
 
 
 def loop_score(model, context, continuation):
@@ -47,8 +49,8 @@ def loop_score(model, context, continuation):
     for start in range(0, len(continuation), SEQUENCE):
         piece = continuation[start : start + SEQUENCE]
         seen = (context + continuation[:start])[-(SEQUENCE + 1 - len(piece)) :]
-        for token in piece:
-            logprobs = next_token(model, seen)
+        for place, token in enumerate(piece):
+            logprobs = next_token(model, seen, place)
             total += logprobs[token].item()
             greedy &= logprobs.argmax().item() == token
             seen = seen + [token]
@@ -126,8 +128,9 @@ def test_loglikelihood_of_a_text(context, continuation):
     assert (total, greedy) == (pytest.approx(expected[0], rel=1e-5), expected[1])
 
 
-def test_rolling_is_the_sum_of_its_windows_each_token_once():
-    ours, text = adapter(), "a text of more than forty bytes, scored in windows"
+@pytest.mark.parametrize("router", ["topk", "lory"])
+def test_rolling_is_the_sum_of_its_windows_each_token_once(router):
+    ours, text = adapter(router), "a text of more than forty bytes, scored in windows"
     (total,) = ours.loglikelihood_rolling(requests("loglikelihood_rolling", (text,)))
     tokens, expected = list(text.encode()), 0.0
     for inputs, targets in get_rolling_token_windows(tokens, END_OF_TEXT, SEQUENCE, 1):
@@ -146,7 +149,7 @@ def test_generation_is_the_loop_of_the_most_likely_token(router):
     for text, answer in zip(texts, said, strict=True):
         seen, expected = list(text.encode()) or [END_OF_TEXT], []
         while len(expected) < 20:
-            token = next_token(ours.model, seen + expected).argmax().item()
+            token = next_token(ours.model, seen + expected, len(expected)).argmax().item()
             if token == END_OF_TEXT:
                 break
             expected.append(token)

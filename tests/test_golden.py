@@ -16,7 +16,7 @@ from moe.experts import Experts
 from moe.model import Decoder
 from moe.routers import build_router
 from moe.routers.relu import ReLU, next_lambda
-from moe.routers.topk import TopK, balance_loss
+from moe.routers.topk import TopK, balance_loss, scheduled_top_k
 
 ROOT = Path(__file__).parent / "golden"
 
@@ -87,7 +87,7 @@ def test_relu_router(case, double):
             weight = case["weight"].to(dtype).clone().requires_grad_()
             logits = (x.flatten(0, -2) @ weight.t()).requires_grad_()
             logits.retain_grad()
-            probs, loss, _ = gates(logits, 0)
+            probs, loss, *_ = gates(logits, 0)
             ((probs * cotangent).sum() + given["aux_scale"] * loss).backward()
             measured = {"logits": logits, "probs": probs, f"lam{index}.l1_reg": loss}
             kind = "grad" if cotangent.any() else "reg_grad"
@@ -114,7 +114,7 @@ def test_topk_router(case):
         x, weight = case["x"].clone().requires_grad_(), case["weight"].clone().requires_grad_()
         logits = (x.flatten(0, -2) @ weight.t()).requires_grad_()
         logits.retain_grad()
-        probs, loss, scores = gates(logits, 0)
+        probs, loss, scores, _ = gates(logits, 0)
         ((probs * cotangent).sum() + given["aux_scale"] * loss).backward()
         case.check("logits", logits)
         case.check("scores", scores)
@@ -213,7 +213,7 @@ def test_remoe_layer(case):
     experts = Experts(given["E"], given["hidden"], given["expert_ffn"])
     experts.in_EDF.data, experts.out_EFD.data = case["fc1"].mT.contiguous(), case["fc2"].mT.contiguous()
     x_TD = x.flatten(0, 1)
-    gates_TE, loss, _ = gates(x_TD @ weight.t(), 0)
+    gates_TE, loss, *_ = gates(x_TD @ weight.t(), 0)
     y = experts(x_TD, gates_TE)
     ((y * case["R"].flatten(0, 1)).sum() + given["aux_scale"] * loss).backward()
     case.check("routing_map", gates_TE > 0)
@@ -507,8 +507,9 @@ def test_hypernetwork_gate(case):
 @cases("competesmoe/random_gate")
 def test_random_gate(case):
     given = case.given
-    if "frozen" not in given:
-        pytest.skip("draws new scores at every call: not the fixed router of RMoE's RandomSMoE")
+    if "frozen" not in given:  # fresh random scores at every call
+        check_gates_of_recorded_scores(case, case["draws"])
+        return
     router = build_router(
         "random-smoe", layers=1, width=given["hidden"], experts=given["E"], top_k=given["k"], bias=True
     ).eval()
@@ -519,6 +520,41 @@ def test_random_gate(case):
     case.check("balance", balance)
     case.check("balance_grad_x", torch.autograd.grad(balance, x, retain_graph=True)[0])
     case.check("grad_x", torch.autograd.grad((routing.gates_TE * case["U"]).sum(), x)[0])
+
+
+def check_gates_of_recorded_scores(case, gate_TE):
+    """The choice and the weights, given the scores that the official code drew or dropped at random."""
+    case.check("gate", gate_TE)
+    choice = TopK(1, case.given["E"], case.given["k"], normalise="chosen")(gate_TE, 0)
+    certain = case["tie_rows"] == 0
+    case.check("dense_score", choice.gates_TE, rows=certain)
+    case.check("selected_map", choice.gates_TE > 0, rows=certain)
+    return choice
+
+
+@cases("competesmoe/dropout_gate")
+def test_dropout_gate(case):
+    names = ("x", "weight", "bias")
+    x, weight, bias = (case[name].clone().requires_grad_() for name in names)
+    logits = torch.nn.functional.linear(x, weight, bias)
+    case.check("logits", logits)
+    kept = case["keep_mask"] / (1 - case.given["dropout"]) if case.given["training"] else 1
+    choice = check_gates_of_recorded_scores(case, logits * kept)
+    if "grad_x" in case:
+        gradients = torch.autograd.grad((choice.gates_TE * case["U"]).sum(), (x, weight, bias))
+        for name, gradient in zip(names, gradients, strict=True):
+            case.check(f"grad_{name}", gradient)
+
+
+@cases("competesmoe/topk_schedule")
+def test_schedule_of_k(case):
+    given = case.given
+    low, high, total = given["k_min"], given["k_max"], given["total_steps"]
+    for mode in given["modes"]:
+        curve, direction = mode.split("_")
+        first, last = (low, high) if direction == "increase" else (high, low)
+        ks = [scheduled_top_k(int(step), total, first, last, curve) for step in case["step"]]
+        case.check(mode, torch.tensor(ks))
 
 
 @cases("rmoe/block")

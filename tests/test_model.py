@@ -7,6 +7,7 @@ import torch
 
 from moe.accounting import forward_flops, parameter_counts, training_flops, utilisation
 from moe.model import Decoder
+from moe.routers import ROUTERS, options_of
 from moe.snapshots import build_model
 from moe.tables import Tables, load_yaml
 
@@ -78,11 +79,12 @@ def test_every_run_of_every_scale_builds(scale):
         assert parameter_counts(model)["parameters"] > 0
 
 
-@pytest.mark.parametrize("router", ["none", "topk", "relu", "rmoe"])
+@pytest.mark.parametrize("router", ["none", *ROUTERS])
 def test_a_later_token_changes_no_earlier_logit(router):
     torch.manual_seed(0)
     experts = 1 if router == "none" else 4
-    model = Decoder(**SMALL, router={"name": router}, experts=experts).eval()
+    segments = {"segment": 4} if router != "none" and "segment" in options_of(router) else {}
+    model = Decoder(**SMALL, router={"name": router} | segments, experts=experts).eval()
     tokens = torch.randint(50, (2, 12))
     other = tokens.clone()
     other[:, 7:] = torch.randint(50, (2, 5))

@@ -12,7 +12,8 @@ from moe.data import Corpus, make_local_tasks, prepare
 from moe.data.tokenizer import byte_tokenizer
 from moe.finished import FinishedRun
 from moe.model import Decoder
-from moe.snapshots import save_snapshot
+from moe.routers import options_of
+from moe.snapshots import router_state, save_snapshot
 
 END_OF_TEXT, VOCABULARY, SEQUENCE = 256, 257, 16
 SIZES = dict(width=32, layers=2, heads=4, kv_heads=2, expert_width=64, experts=4, top_k=1, init_std=0.2)
@@ -46,7 +47,13 @@ class TinyCorpus:
 def tiny_model(router="topk", seed=0):
     """A random decoder that is sure enough of itself to have clear arguments of the maximum."""
     torch.manual_seed(seed)
-    return Decoder(VOCABULARY, router={"name": router}, **SIZES).eval()
+    return Decoder(VOCABULARY, router=tiny_router(router), **SIZES).eval()
+
+
+def tiny_router(name):
+    """The router's name and options; segments that a tiny sequence has several of."""
+    segments = {"segment": 4} if name != "none" and "segment" in options_of(name) else {}
+    return {"name": name} | segments
 
 
 class TinyRun(FinishedRun):
@@ -91,10 +98,11 @@ def write_run(folder, corpus, router="rmoe"):
     model = tiny_model(router)
     spec = tiny_run(router).spec | {"evaluation": {"windows": 4, "probe_tokens": 64, "limit": 3}}
     spec["evaluation"]["tasks"] = {"local": ["local_last_word/acc", "local_cloze"], "benchmark": ["race/acc"]}
-    spec["model"] = dict(vocabulary=VOCABULARY, router={"name": router}, **SIZES)
+    spec["model"] = dict(vocabulary=VOCABULARY, router=tiny_router(router), **SIZES)
     (folder / "run.yaml").write_text(yaml.safe_dump(spec))
     path = folder / "snapshots" / "5B.safetensors"
-    save_snapshot({name: part for name, part in model.state_dict().items() if torch.is_tensor(part)}, path)
+    tensors = {name: part for name, part in model.state_dict().items() if torch.is_tensor(part)}
+    save_snapshot(tensors, path, router_state(model))
     made = {"file": "snapshots/5B.safetensors", "step": 5, "tokens": 80, "sha256": sha256(path)}
     done = {"data": corpus.fingerprint, "precision": "float32", "snapshots": {"5B": made}}
     (folder / "done.json").write_text(json.dumps(done))

@@ -15,6 +15,7 @@ os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 import math
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -105,15 +106,16 @@ class Rerouted(TemplateLM):
             self.cache_hook.add_partial("loglikelihood", texts, answer)
         return answers
 
-    def _score(self, pairs: list) -> list[tuple[float, bool]]:
+    def _score(self, pairs: list, prompted: bool = True) -> list[tuple[float, bool]]:
         lists = [(list(context), list(continuation)) for context, continuation in pairs]
-        return scoring.score(self.model, lists, **self.limits)
+        return scoring.score(self.model, lists, prompted=prompted, **self.limits)
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         """Log-probability of whole texts: the end of text is the context of the first window (scoring.pieces)."""
         texts = [request.args[0] for request in requests]
         pairs = [((self.prefix_token_id,), tuple(self.tok_encode(text))) for text in texts]
-        sums = [total for total, _ in self._remembered("loglikelihood", pairs, self._score)]
+        score = partial(self._score, prompted=False)
+        sums = [total for total, _ in self._remembered("loglikelihood_rolling", pairs, score)]
         for text, answer in zip(texts, sums, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), answer)
         return sums

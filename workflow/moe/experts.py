@@ -34,20 +34,36 @@ class Experts(nn.Module):
         self.in_EDF = nn.Parameter(torch.empty(experts, width, 2 * expert_width))  # W_gate beside W_up
         self.out_EFD = nn.Parameter(torch.empty(experts, expert_width, width))
 
-    def forward(self, x_TD: Tensor, gates_TE: Tensor) -> Tensor:
-        """y_t = Σ_e gate_te · SwiGLU_e(x_t), [T, D]; a token without experts gets zeros."""
+    def forward(self, x_TD: Tensor, gates_TE: Tensor, segments: list[int] | None = None) -> Tensor:
+        """y_t = Σ_e gate_te · SwiGLU_e(x_t), [T, D]; a token without experts gets zeros.
+
+        segments: lengths of consecutive segments within which gates are equal; then experts are merged, not chosen:
+        y_t = SwiGLU(x_t) with the weights Σ_e gate_te · W_e (Lory).
+        """
+        if segments is not None:
+            return self.apply_sorted(x_TD, *merge(dict(self.named_parameters()), gates_TE, segments))
         pairs = route_pairs(gates_TE)
         y_ND = self.apply_sorted(x_TD.index_select(0, pairs.token_N), pairs.ends_E)
         return combine(y_ND, pairs, x_TD.shape[0])
 
-    def apply_sorted(self, x_ND: Tensor, ends_E: Tensor) -> Tensor:
-        """Each expert on its own consecutive rows of x_ND, which end at ends_E."""
-        if (
-            x_ND.shape[0] == 0
-        ):  # nothing routed: keep the weights in the graph, so that their gradient is zero, not None
-            return x_ND + 0 * (self.in_EDF.sum() + self.out_EFD.sum()).to(x_ND.dtype)
-        gate_NF, up_NF = grouped_product(x_ND, self.in_EDF, ends_E).chunk(2, -1)
-        return grouped_product(F.silu(gate_NF) * up_NF, self.out_EFD, ends_E)
+    def apply_sorted(self, x_ND: Tensor, ends_E: Tensor, weights: dict[str, Tensor] | None = None) -> Tensor:
+        """Each expert on its own consecutive rows of x_ND, which end at ends_E; `weights` stand in for its own."""
+        in_EDF, out_EFD = (weights or self._parameters).values()
+        if x_ND.shape[0] == 0:  # nothing routed: keep the weights in the graph, so that their gradient is 0, not None
+            return x_ND + 0 * (in_EDF.sum() + out_EFD.sum()).to(x_ND.dtype)
+        gate_NF, up_NF = grouped_product(x_ND, in_EDF, ends_E).chunk(2, -1)
+        return grouped_product(F.silu(gate_NF) * up_NF, out_EFD, ends_E)
+
+
+def merge(weights: dict[str, Tensor], gates_TE: Tensor, segments: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Where the segments end, and Σ_e gate_e · W_e of each of them: one expert a segment, in the weights' graph."""
+    ends_J = torch.tensor(segments, device=gates_TE.device).cumsum(0)
+    gates_JE = gates_TE[ends_J - 1]
+    merged = {
+        name: (gates_JE.to(weight.dtype) @ weight.flatten(1)).view(-1, *weight.shape[1:])
+        for name, weight in weights.items()
+    }
+    return ends_J.to(torch.int32), merged
 
 
 def grouped_product(x_NI: Tensor, w_EIO: Tensor, ends_E: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class Health:
         return f"gates of router {self.router!r} are not finite {where}"
 
     def _check_stuck(self, step: int, key: str, sparsity: float) -> None:
-        dense_is_meant = self.model.experts == self.model.top_k
+        dense_is_meant = self.model.experts == self.model.top_k or self.model.router.gates.merges
         bad = sparsity == 1 or (sparsity == 0 and not dense_is_meant)
         self.stuck[key] = self.stuck.get(key, 0) + 1 if bad else 0
         if self.stuck[key] >= self.patience:

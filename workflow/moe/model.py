@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from moe.experts import Experts
-from moe.routers import Routing, build_router
+from moe.routers import Routing, Sequences, build_router
 
 
 class Decoder(nn.Module):
@@ -77,16 +77,22 @@ class Decoder(nn.Module):
             parameter.normal_(0, std * (output_scale if scaled else 1.0))
 
     def forward(
-        self, tokens_BS: Tensor, targets_BS: Tensor | None = None, routings: list[Routing] | None = None
+        self,
+        tokens_BS: Tensor,
+        targets_BS: Tensor | None = None,
+        routings: list[Routing] | None = None,
+        prompts_B: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Next-token logits [B, S, V]; given targets, instead (language-modelling loss, router loss), nats per token.
 
         routings: a list that receives each MoE layer's Routing, tokens flattened sequence by sequence.
+        prompts_B: at inference, how many tokens of each sequence are its prompt, for routers that route it once.
         """
+        sequences = Sequences(tokens_BS, prompts_B)
         x_BSD = self.embed(tokens_BS)
         memory, router_loss = None, x_BSD.new_zeros((), dtype=torch.float32)
         for layer, block in enumerate(self.blocks):
-            arguments = (x_BSD, self.router, layer, memory, tokens_BS.flatten())
+            arguments = (x_BSD, self.router, layer, memory, sequences)
             if self.checkpointing and self.training:
                 x_BSD, routing = checkpoint(block, *arguments, use_reentrant=False)
             else:
@@ -119,14 +125,14 @@ class Block(nn.Module):
         else:
             self.experts = Experts(experts, width, ffn_width)
 
-    def forward(self, x_BSD, router, layer, memory, token_ids_T):
+    def forward(self, x_BSD, router, layer, memory, sequences):
         x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD))
         h_BSD = self.experts_norm(x_BSD)
         if router is None:
             return x_BSD + self.feed_forward(h_BSD), None
         h_TD = h_BSD.flatten(0, 1)
-        routing = router(h_TD, layer, memory, token_ids_T)
-        return x_BSD + self.experts(h_TD, routing.gates_TE).view_as(x_BSD), routing
+        routing = router(h_TD, layer, memory, sequences)
+        return x_BSD + self.experts(h_TD, routing.gates_TE, routing.segments).view_as(x_BSD), routing
 
 
 class FeedForward(nn.Module):

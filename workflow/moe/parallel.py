@@ -25,7 +25,7 @@ from deepspeed.utils import groups  # noqa: E402
 from deepspeed.utils import logger as deepspeed_logger  # noqa: E402
 from deepspeed.utils.tensor_fragment import fragment_address  # noqa: E402
 
-from moe.experts import Experts, combine, route_pairs  # noqa: E402
+from moe.experts import Experts, combine, merge, route_pairs  # noqa: E402
 
 torch.serialization.add_safe_globals([fragment_address, ZeroStageEnum, LossScaler])
 deepspeed_logger.setLevel("WARNING")
@@ -127,9 +127,12 @@ class ParallelExperts(MoE):
         """This rank's experts."""
         return self.deepspeed_moe.experts.deepspeed_experts[0]
 
-    def forward(self, x_TD: Tensor, gates_TE: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, gates_TE: Tensor, segments: list[int] | None = None) -> Tensor:
         """As Experts.forward, over the experts of all ranks of the group."""
         group, ranks = self.deepspeed_moe.ep_group, self.ep_size
+        if segments is not None:  # every segment wants every expert: the weights travel, not the tokens
+            whole = {name: _Gather.apply(weight, group) for name, weight in self.stack.named_parameters()}
+            return self.stack.apply_sorted(x_TD, *merge(whole, gates_TE, segments))
         pairs = route_pairs(gates_TE)
         rows_RL = pairs.ends_E.diff(prepend=pairs.ends_E.new_zeros(1)).view(ranks, -1)  # to each rank's each expert
         received_RL = torch.empty_like(rows_RL)
@@ -178,6 +181,23 @@ class _Exchange(torch.autograd.Function):
     def backward(ctx, grad_MD: Tensor):
         sent, received, group = ctx.route
         return _Exchange.apply(grad_MD, sent, received, group), None, None, None
+
+
+class _Gather(torch.autograd.Function):
+    """Every rank's share of a stacked weight, whole; the gradient of a share is the sum over ranks, as in _Exchange."""
+
+    @staticmethod
+    def forward(ctx, share: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group, ctx.rows = group, share.shape[0]
+        shares = [torch.empty_like(share) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(shares, share.contiguous(), group=group)
+        return torch.cat(shares)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        grad = grad.contiguous()
+        dist.all_reduce(grad, group=ctx.group)
+        return grad.narrow(0, dist.get_rank(ctx.group) * ctx.rows, ctx.rows), None
 
 
 def _share(experts: Experts, rank: int, ranks: int) -> Experts:

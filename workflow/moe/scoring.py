@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from moe.command_line import progress
 
 Pair = tuple[list[int], list[int]]  # context (not empty) and continuation
-Asked = dict[tuple[int, ...], list[tuple[int, list[int]]]]  # input -> [(request, targets at its end)]
+Input = tuple[tuple[int, ...], int]  # tokens, and how many of them are the prompt where the router wants to know
+Asked = dict[Input, list[tuple[int, list[int]]]]  # input -> [(request, targets at its end)]
 
 
 def pieces(context: list[int], continuation: list[int], length: int) -> Iterator[Pair]:
@@ -36,13 +37,18 @@ def padded(rows: list[list[int]], device: torch.device) -> Tensor:
     return torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
 
 
-def batches(inputs: list[tuple], batch_tokens: int) -> Iterator[list[tuple]]:
+def batches(inputs: list[Input], batch_tokens: int) -> Iterator[list[Input]]:
     """Inputs, longest first, in batches that have at most `batch_tokens` tokens with their padding."""
-    inputs = sorted(inputs, key=lambda tokens: (-len(tokens), tokens))
+    inputs = sorted(inputs, key=lambda given: (-len(given[0]), given))
     while inputs:
-        size = max(1, batch_tokens // len(inputs[0]))
+        size = max(1, batch_tokens // len(inputs[0][0]))
         yield inputs[:size]
         inputs = inputs[size:]
+
+
+def merges(model: nn.Module) -> bool:
+    """Whether the router merges experts by segment: then padding must not be routed, and a prompt is routed once."""
+    return getattr(model, "router", None) is not None and model.router.gates.merges
 
 
 @torch.no_grad()
@@ -55,20 +61,27 @@ def score(
     vocabulary: int | None = None,
     device: torch.device | str = "cpu",
     describe: str = "score",
+    prompted: bool = True,
 ) -> list[tuple[float, bool]]:
     """For each (context, continuation): log-probability in nats, and whether greedy decoding would say it.
 
+    prompted: contexts are prompts, which a router that merges experts (Lory) routes once; False for running text.
     Requests that put the same tokens into the model share its forward pass (equal requests; choices of one token).
     `vocabulary`: tokens that the tokenizer knows; ids above it are padding of the embedding and never the greedy one.
     """
     asked: Asked = defaultdict(list)
+    prompts_matter = prompted and merges(model)
+    if merges(model) and not prompted:
+        batch_tokens = 1  # one sequence a batch, so that none is padded
     for request, (context, continuation) in enumerate(pairs):
         for tokens, targets in pieces(context, continuation, length):
-            asked[tuple(tokens)].append((request, targets))
+            prompt = len(tokens) - len(targets) + 1 if prompts_matter else 0
+            asked[tuple(tokens), prompt].append((request, targets))
     logprobs, greedy = [[] for _ in pairs], [True] * len(pairs)
     bar = progress(describe, len(asked), "sequence")
     for batch in batches(list(asked), batch_tokens):
-        logits_BSV = model(padded([list(tokens) for tokens in batch], device))
+        prompts_B = torch.tensor([prompt for _, prompt in batch], device=device) if prompts_matter else None
+        logits_BSV = model(padded([list(tokens) for tokens, _ in batch], device), prompts_B=prompts_B)
         for request, picked, best in read(logits_BSV, batch, asked, vocabulary):
             logprobs[request] += picked
             greedy[request] &= best
@@ -78,22 +91,22 @@ def score(
 
 
 def read(
-    logits_BSV: Tensor, batch: list[tuple], asked: Asked, vocabulary: int | None
+    logits_BSV: Tensor, batch: list[Input], asked: Asked, vocabulary: int | None
 ) -> Iterator[tuple[int, list[float], bool]]:
     """What a batch says of each piece asked of its inputs: request, log-probability of each target, all greedy?"""
     sequences, positions, rows, targets = [], [], [], []
-    for sequence, tokens in enumerate(batch):
-        longest = max(len(piece) for _, piece in asked[tokens])
+    for sequence, given in enumerate(batch):
+        longest, end = max(len(piece) for _, piece in asked[given]), len(given[0])
         sequences += [sequence] * longest
-        positions += range(len(tokens) - longest, len(tokens))
-        for _, piece in asked[tokens]:
+        positions += range(end - longest, end)
+        for _, piece in asked[given]:
             rows += range(len(positions) - len(piece), len(positions))
             targets += piece
     logits_NV = logits_BSV[sequences, positions].float()
     best = logits_NV[:, :vocabulary].argmax(-1)[rows].tolist()
     picked = logits_NV.log_softmax(-1)[rows, targets].tolist()
     start = 0
-    for request, piece in (pair for tokens in batch for pair in asked[tokens]):
+    for request, piece in (pair for given in batch for pair in asked[given]):
         end = start + len(piece)
         yield request, picked[start:end], best[start:end] == piece
         start = end
@@ -124,7 +137,10 @@ def generate(
         live = order[begin : begin + size]
         for _ in range(tokens):
             rows = [(contexts[row] + said[row])[-length:] for row in live]
-            logits_BSV = model(padded(rows, device))
+            # what is left in the window of each row's context, which is its prompt
+            prompts = [max(1, len(row) - len(said[i])) for i, row in zip(live, rows, strict=True)]
+            prompts_B = torch.tensor(prompts, device=device) if merges(model) else None
+            logits_BSV = model(padded(rows, device), prompts_B=prompts_B)
             last_B = torch.tensor([len(row) - 1 for row in rows], device=device)
             logits_BV = logits_BSV[torch.arange(len(rows), device=device), last_B]
             for row, token in zip(live, logits_BV[:, :vocabulary].argmax(-1).tolist(), strict=True):

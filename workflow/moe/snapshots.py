@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -13,6 +14,7 @@ from moe.checkpoints import sha256, sync
 from moe.model import Decoder
 
 MODELS = {"decoder": Decoder}
+EXTRA = "_extra_state"  # PyTorch's name for it
 
 
 def build_model(spec: dict[str, Any]) -> nn.Module:
@@ -27,11 +29,17 @@ def snapshot_steps(spec: dict[str, Any]) -> dict[str, int]:
     return {label: max(1, round(fraction * steps)) for label, fraction in spec["snapshots"].items()}
 
 
-def save_snapshot(state: dict[str, torch.Tensor], path: Path) -> None:
-    """Write the weights aside, sync, rename."""
+def router_state(model: nn.Module) -> dict[str, Any]:
+    """What steers the router and is no tensor (λ, biases, steps of a warm-up), by module."""
+    return {n: s for n, s in model.state_dict().items() if n.endswith(EXTRA)}
+
+
+def save_snapshot(state: dict[str, torch.Tensor], path: Path, steering: dict[str, Any]) -> None:
+    """Write the weights, and what `router_state` gives as metadata, aside, sync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".writing")
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, aside)
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    save_file(tensors, aside, metadata={"router": json.dumps(steering)})
     sync(aside)
     aside.rename(path)
 
@@ -55,12 +63,12 @@ def load_model(run_folder: Path, label: str, device: str | torch.device = "cpu")
     if sha256(path) != entry["sha256"]:
         raise ValueError(f"{path}: is truncated or altered (its SHA-256 differs from done.json)")
     model = build_model(spec)
-    state = load_file(path)
+    with safe_open(path, "pt") as file:
+        steering = json.loads((file.metadata() or {}).get("router", "{}"))
+    state = load_file(path) | steering
     missing, unexpected = model.load_state_dict(state, strict=False)
-    # what steers training only (λ) is no tensor and not part of a snapshot
-    wrong = [name for name in [*missing, *unexpected] if not name.endswith("_extra_state")]
-    if wrong:
-        raise ValueError(f"{path}: does not fit the model of run.yaml at {wrong[0]}")
+    if missing or unexpected:
+        raise ValueError(f"{path}: does not fit the model of run.yaml at {[*missing, *unexpected][0]}")
     # Precision of the run, so that what is measured is what was trained.
     dtype = torch.bfloat16 if done["precision"] == "bfloat16" and torch.device(device).type == "cuda" else torch.float32
     return model.to(device=device, dtype=dtype).eval(), spec

@@ -28,7 +28,7 @@ from moe.outcome import write_outcome
 from moe.parallel import build_engine, gathered_state, init_ranks, spread_experts
 from moe.records import StepRecord, progress
 from moe.schedule import learning_rate
-from moe.snapshots import build_model, save_snapshot, snapshot_steps
+from moe.snapshots import build_model, router_state, save_snapshot, snapshot_steps
 
 REQUEUE = 75  # EX_TEMPFAIL: the scheduler may run the job again
 
@@ -175,7 +175,7 @@ class Training:
         model, settings = self.spec["model"], self.settings
         active = 1.0
         if statistics:  # experts of the width before granularity
-            active = (1 - statistics["sparsity"]) * self.model.experts / model.get("granularity", 1)
+            active = statistics["active_experts"] / model.get("granularity", 1)
         shape = {k: model[k] for k in ("width", "layers", "heads", "kv_heads", "expert_width", "vocabulary")}
         flops = settings["batch"] * training_flops(settings["sequence"], active_experts=active, **shape)
         return utilisation(flops / seconds, devices.name(self.device), self.ranks)
@@ -256,7 +256,7 @@ class Training:
     def _snapshot(self, label: str) -> None:
         state = gathered_state(self.model)
         if self.rank == 0:
-            save_snapshot(state, self._snapshot_path(label))
+            save_snapshot(state, self._snapshot_path(label), router_state(self.model))
         dist.barrier()
 
     def _snapshot_path(self, label: str) -> Path:
@@ -266,10 +266,10 @@ class Training:
         columns = ["step", "tokens", "loss", "router_loss", "learning_rate", "gradient_norm"]
         if self.model.router is not None:
             layers = range(self.model.router.layers)
-            columns += ["sparsity", "l1_lambda", "l1_bound"]
+            columns += ["sparsity", "active_experts", "l1_lambda", "l1_bound"]
             columns += [f"sparsity_{i}" for i in layers] + [f"load_{i}" for i in layers]
         else:
-            columns += ["sparsity", "l1_lambda", "l1_bound"]
+            columns += ["sparsity", "active_experts", "l1_lambda", "l1_bound"]
         return [*columns, "valid_loss", "tokens_per_second", "mfu", "memory_gib", "seconds"]
 
     def _finish(self) -> None:

@@ -7,6 +7,7 @@ Letters: B windows, S tokens of a window, V vocabulary.
 
 import math
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +21,40 @@ from moe.data.tokenizer import byte_letters
 from moe.finished import FinishedRun, batched, open_run, parser_of, write_csv
 
 COLUMNS = ["run", "seed", "snapshot", "step", "tokens", "split", "windows", "loss", "bits_per_byte", "perplexity"]
+COLUMNS += ["leaky_loss", "later_loss"]
 WINDOW_COLUMNS = ["snapshot", "window", "loss"]
 
 
 @torch.no_grad()
-def window_losses(model: nn.Module, windows_BS1: Tensor) -> Tensor:
-    """Mean loss [B] of each window in nats per token; a window holds its inputs and one token more."""
+def token_losses(model: nn.Module, windows_BS1: Tensor) -> Tensor:
+    """Loss [B, S] of each target of each window in nats; a window holds its inputs and one token more."""
     tokens_BS, targets_BS = windows_BS1[:, :-1], windows_BS1[:, 1:]
     logits_BSV = model(tokens_BS)
     losses = F.cross_entropy(logits_BSV.flatten(0, 1).float(), targets_BS.flatten(), reduction="none")
-    return losses.view(targets_BS.shape).double().mean(dim=1)
+    return losses.view(targets_BS.shape).double()
+
+
+def window_losses(model: nn.Module, windows_BS1: Tensor) -> Tensor:
+    """Mean loss [B] of each window in nats per token."""
+    return token_losses(model, windows_BS1).mean(dim=1)
+
+
+def views(model: nn.Module, windows_BS1: Tensor) -> dict[str, list[float]]:
+    """Mean losses of the windows, seen in every way that the router calls for.
+
+    loss: causal, as every router's. leaky_loss: routed as in training where that looks ahead (expert choice).
+    later_loss: without the first segment, the only one that sees later tokens (Lory).
+    """
+    losses_BS = token_losses(model, windows_BS1)
+    seen = {"loss": losses_BS}
+    gates = model.router.gates if getattr(model, "router", None) is not None else None
+    if gates is not None and gates.leaks:
+        gates.evaluate_leaky = True
+        seen["leaky_loss"] = token_losses(model, windows_BS1)
+        gates.evaluate_leaky = False
+    if gates is not None and gates.merges and losses_BS.shape[1] > gates.segment:
+        seen["later_loss"] = losses_BS[:, gates.segment :]
+    return {name: losses.mean(dim=1).tolist() for name, losses in seen.items()}
 
 
 def token_bytes(corpus: Corpus, split: str) -> np.ndarray:
@@ -50,16 +75,17 @@ def token_bytes(corpus: Corpus, split: str) -> np.ndarray:
     return np.full(corpus.vocabulary, counts["bytes"] / counts["tokens"])
 
 
-def losses_of_snapshot(run: FinishedRun, snapshot: str, split: str) -> tuple[list[float], float]:
-    """Loss of each validation window in the order of the text, and the bytes that all their targets stand for."""
+def losses_of_snapshot(run: FinishedRun, snapshot: str, split: str) -> tuple[dict[str, list[float]], float]:
+    """Losses of each validation window in the order of the text, and the bytes that all their targets stand for."""
     limit = run.spec.get("evaluation", {}).get("windows")
     model, tokens, lengths = run.model(snapshot), run.corpus.tokens(split), token_bytes(run.corpus, split)
-    losses, size = [], 0.0
+    losses, size = defaultdict(list), 0.0
     bar = progress(f"validate {run.spec['run']} {snapshot}", limit, "window")
     for batch in batched(run.windows(split, limit), run.windows_per_batch()):
         windows_BS1 = tokens[np.stack(batch)].astype(np.int64)
         size += lengths[windows_BS1[:, 1:]].sum()
-        losses += window_losses(model, torch.from_numpy(windows_BS1).to(run.device)).tolist()
+        for name, some in views(model, torch.from_numpy(windows_BS1).to(run.device)).items():
+            losses[name] += some
         bar.update(len(batch))
     bar.close()
     return losses, size
@@ -72,14 +98,16 @@ def validate(run: FinishedRun, *, split: str = "valid") -> tuple[list[dict], lis
     """
     rows, window_rows = [], []
     for snapshot in run.snapshots:
-        losses, size = losses_of_snapshot(run, snapshot, split)
-        loss = math.fsum(losses) / len(losses)
+        seen, size = losses_of_snapshot(run, snapshot, split)
+        losses = seen["loss"]
+        means = {name: math.fsum(values) / len(values) for name, values in seen.items()}
         nats = math.fsum(losses) * run.sequence
         made = run.done["snapshots"][snapshot]
         rows.append(
             run.identity(snapshot)
             | {"step": made["step"], "tokens": made["tokens"], "split": split}
-            | {"windows": len(losses), "loss": loss, "perplexity": math.exp(loss)}
+            | {"windows": len(losses), "perplexity": math.exp(means["loss"])}
+            | means
             | {"bits_per_byte": float(nats / math.log(2) / size)}
         )
         window_rows += [{"snapshot": snapshot, "window": i, "loss": one} for i, one in enumerate(losses)]

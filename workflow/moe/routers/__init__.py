@@ -7,34 +7,56 @@ from typing import Any
 
 import torch
 
-from moe.routers.base import Gates, Router, Routing
-from moe.routers.memory import GRU, LSTM, RNN, SharedProjector
+from moe.routers.base import Gates, Router, Routing, Sequences
+from moe.routers.expert_choice import ExpertChoice
+from moe.routers.hashing import Hash
+from moe.routers.lory import Lory
+from moe.routers.loss_free import LossFree
+from moe.routers.memory import GRU, LSTM, RNN, ScoreResidual, SharedProjector
 from moe.routers.relu import ReLU
 from moe.routers.scores import MLP, Cosine, Hyper, Linear, Random, XMoE
+from moe.routers.sparse_mixer import SparseMixer
 from moe.routers.topk import TopK
 
-__all__ = ["ROUTERS", "Gates", "Router", "Routing", "build_router", "check_router", "options_of"]
+__all__ = ["ROUTERS", "Gates", "Router", "Routing", "Sequences", "build_router", "check_router", "options_of"]
 
 # name -> the three parts, and the options that make the name what it is
+CHOSEN = dict(gates=TopK, normalise="chosen")  # RMoE's top-k
 ROUTERS: dict[str, dict[str, Any]] = {
-    "topk": dict(scores=Linear, gates=TopK),
+    # ReMoE (2412.14711): its method and the baselines of its table 2
     "relu": dict(scores=Linear, gates=ReLU),
-    "smoe": dict(scores=Linear, gates=TopK, normalise="chosen"),
-    "rmoe": dict(memory=GRU, scores=Linear, gates=TopK, normalise="chosen"),
-    "rmoe-rnn": dict(memory=RNN, scores=Linear, gates=TopK, normalise="chosen"),
-    "rmoe-lstm": dict(memory=LSTM, scores=Linear, gates=TopK, normalise="chosen"),
-    "rmoe-shared-projector": dict(memory=SharedProjector, scores=Linear, gates=TopK, normalise="chosen"),
-    "rmoe-np": dict(memory=GRU, scores=Linear, gates=TopK, normalise="chosen", passing="none"),
-    "rmoe-detach": dict(memory=GRU, scores=Linear, gates=TopK, normalise="chosen", passing="detach"),
-    "rmoe-xmoe": dict(memory=GRU, scores=XMoE, gates=TopK, normalise="chosen"),
-    "rmoe-relu": dict(
-        memory=GRU, scores=Linear, gates=ReLU
-    ),  # each paper's idea in the other's place: tried by neither
-    "smoe-mlp": dict(scores=MLP, gates=TopK, normalise="chosen"),
-    "random-smoe": dict(scores=Random, gates=TopK, normalise="chosen"),
-    "cosine-moe": dict(scores=Cosine, gates=TopK, normalise="chosen"),
-    "xmoe": dict(scores=XMoE, gates=TopK, normalise="chosen"),
-    "hypermoe": dict(scores=Hyper, gates=TopK, normalise="chosen"),
+    "topk": dict(scores=Linear, gates=TopK),
+    "expert-choice": dict(scores=Linear, gates=ExpertChoice),
+    "hash": dict(gates=Hash),
+    "lory": dict(scores=Linear, gates=Lory),
+    "sparsemixer-v2": dict(scores=Linear, gates=SparseMixer),
+    # RMoE (2408.06793): its method, the other cells, the ablations of its recurrence
+    "rmoe": dict(memory=GRU, scores=Linear, **CHOSEN),
+    "rmoe-rnn": dict(memory=RNN, scores=Linear, **CHOSEN),
+    "rmoe-lstm": dict(memory=LSTM, scores=Linear, **CHOSEN),
+    "rmoe-shared-projector": dict(memory=SharedProjector, scores=Linear, **CHOSEN),
+    "rmoe-np": dict(memory=GRU, scores=Linear, **CHOSEN, passing="none"),
+    "rmoe-detach": dict(memory=GRU, scores=Linear, **CHOSEN, passing="detach"),
+    "rmoe-np-r0.5": dict(memory=ScoreResidual, scores=Linear, **CHOSEN, residual_weight=0.5),
+    "rmoe-np-r1.0": dict(memory=ScoreResidual, scores=Linear, **CHOSEN, residual_weight=1.0),
+    "rmoe-np-r0.5-detach-r": dict(
+        memory=ScoreResidual, scores=Linear, **CHOSEN, residual_weight=0.5, detach_residual=True
+    ),
+    "rmoe-np-r1.0-detach-r": dict(
+        memory=ScoreResidual, scores=Linear, **CHOSEN, residual_weight=1.0, detach_residual=True
+    ),
+    "rmoe-xmoe": dict(memory=GRU, scores=XMoE, **CHOSEN),
+    # RMoE's baselines
+    "smoe": dict(scores=Linear, **CHOSEN),
+    "smoe-mlp": dict(scores=MLP, **CHOSEN),
+    "random-smoe": dict(scores=Random, **CHOSEN),
+    "cosine-moe": dict(scores=Cosine, **CHOSEN),
+    "xmoe": dict(scores=XMoE, **CHOSEN),
+    "hypermoe": dict(scores=Hyper, **CHOSEN),
+    # tried by neither paper
+    "rmoe-relu": dict(memory=GRU, scores=Linear, gates=ReLU),
+    "xmoe-relu": dict(scores=XMoE, gates=ReLU),
+    "loss-free": dict(scores=Linear, gates=LossFree),
 }
 PARTS = ("memory", "scores", "gates")
 SIZES = ("layers", "width", "inputs", "experts", "top_k")  # come from the model, not from the options
@@ -97,9 +119,12 @@ def build_router(name: str, *, layers: int, width: int, experts: int, top_k: int
 
     memory = part("memory", layers=layers, width=width) if "memory" in recipe else None
     inputs = memory.outputs if memory is not None else width
-    scores = part("scores", layers=layers, inputs=inputs, experts=experts)
+    scores = part("scores", layers=layers, inputs=inputs, experts=experts) if "scores" in recipe else None
     gates = part("gates", layers=layers, experts=experts, top_k=top_k)
-    return Router(layers, experts, scores, gates, memory)
+    try:
+        return Router(layers, experts, scores, gates, memory)
+    except ValueError as error:
+        raise ValueError(f"router {name!r}: {error}") from None
 
 
 def _nearest(name: str, known) -> str:

@@ -5,6 +5,7 @@ Shape letters: T tokens, D model width, H state of the cell (the paper's p).
 
 from torch import Tensor, nn
 
+RESIDUALS = ("scores", "softmax")
 PASSING = ("full", "detach", "none")
 
 
@@ -39,6 +40,10 @@ class GRU(nn.Module):
         memory = self.cell(x_TD if self.projectors is None else self.projectors[layer](x_TD), memory)
         return memory[0] if isinstance(memory, tuple) else memory, memory
 
+    def mix(self, scores_TE: Tensor, memory: Tensor | tuple) -> tuple[Tensor, Tensor | tuple]:
+        """The scores as they are: this memory speaks through what the scores read."""
+        return scores_TE, memory
+
 
 class RNN(GRU):
     """h_l = tanh(W P_l x_l + U h_{l−1} + biases): the plain cell of RMoE's table 6."""
@@ -60,3 +65,43 @@ class SharedProjector(GRU):
 
     def make_projectors(self, layers: int, width: int, state: int, bias: bool) -> None:
         return None
+
+
+class ScoreResidual(GRU):
+    """np-rα: no state is passed; instead s_l + α · s_{l−1}, the previous layer's scores without their own residual.
+
+    RMoE's table 5: a plain path for the gradient in the recurrence's place; none at the first layer.
+    residual_weight: the paper's α, 0.5 or 1. detach_residual: stop the gradient at s_{l−1} (detach-r).
+    residual: `scores` as above; `softmax` adds the distributions instead, the paper's formula read word for word.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        width: int,
+        state: int = 128,
+        bias: bool = False,
+        residual_weight: float = 0.5,
+        residual: str = "scores",
+        detach_residual: bool = False,
+    ):
+        super().__init__(layers, width, state, bias, passing="none")
+        if residual not in RESIDUALS:
+            raise ValueError(f"option residual is {residual!r}, expected one of {', '.join(RESIDUALS)}")
+        if not residual_weight >= 0:
+            raise ValueError(f"option residual_weight is {residual_weight!r}, expected a number from 0 on")
+        self.weight, self.residual, self.detach_residual = residual_weight, residual, detach_residual
+
+    def forward(self, x_TD: Tensor, layer: int, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """As GRU.forward without a previous state; memory, the previous layer's scores, waits for `mix`."""
+        return super().forward(x_TD, layer, None)[0], memory
+
+    def mix(self, scores_TE: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor]:
+        """scores_TE and the previous layer's own (None at the first) -> (sum, this layer's own)."""
+        if memory is None:
+            return scores_TE, scores_TE
+        previous_TE = memory.detach() if self.detach_residual else memory
+        if self.residual == "scores":
+            return scores_TE + self.weight * previous_TE, scores_TE
+        sum_TE = scores_TE.softmax(-1) + self.weight * previous_TE.softmax(-1)
+        return sum_TE.log(), scores_TE  # a softmax of the logarithm is the sum, normalised

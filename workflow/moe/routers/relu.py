@@ -6,7 +6,7 @@ Shape letters: T tokens, E experts.
 import torch
 from torch import Tensor
 
-from moe.routers.base import Gates, share_of_tokens
+from moe.routers.base import Choice, Gates, Sequences, share_of_tokens
 
 
 class ReLU(Gates):
@@ -44,16 +44,16 @@ class ReLU(Gates):
         self.target = 1 - top_k / experts
         self.l1_lambda = float(lambda_0)  # a Python float: casting the model cannot round it
 
-    def forward(self, scores_TE: Tensor, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """scores_TE -> (gates_TE, λ-weighted penalty, scores_TE)."""
+    def forward(self, scores_TE: Tensor, layer: int, sequences: Sequences | None = None) -> Choice:
+        """scores_TE -> gates_TE, λ-weighted penalty, scores_TE."""
         gates_TE = scores_TE.relu()
         mean_E = gates_TE.mean(0)
         if self.balance:
             share_E = share_of_tokens(gates_TE.detach() > 0, self.training, mean_E.dtype)
             mean_E = mean_E * (share_E * self.per_slot)
-        return gates_TE, self.l1_lambda * mean_E.sum(), scores_TE
+        return Choice(gates_TE, self.l1_lambda * mean_E.sum(), scores_TE)
 
-    def after_step(self, sparsity: float) -> dict[str, float]:
+    def after_step(self, sparsity: float, active_LE: Tensor) -> dict[str, float]:
         """Move λ against the measured sparsity; metrics l1_lambda (as used in the step) and l1_bound (1 at a bound)."""
         used = self.l1_lambda
         proposed = next_lambda(used, sparsity, self.target, self.alpha)
