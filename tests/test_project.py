@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "routers": set(),
     "experts": set(),
     "accounting": set(),
+    "matching": {"accounting"},
     "schedule": set(),
     "statistics": set(),
     "checkpoints": set(),

@@ -40,13 +40,20 @@ SPOILED = {
     "experts in words": ("runs.tsv", "topk\t8\t", "topk\teight\t", "row remoe-182m-topk, column experts: 'eight' is not of type 'integer'"),
     "no experts": ("runs.tsv", "topk\t8\t", "topk\t0\t", "row remoe-182m-topk, column experts: 0 is less than the minimum of 1"),
     "more active than there are": ("runs.tsv", "topk\t8\t1\t", "topk\t8\t9\t", "row remoe-182m-topk, column top_k: 9 is more than the 8 experts"),
-    "granularity that does not divide": ("runs.tsv", "topk\t8\t1\t1\t", "topk\t8\t1\t3\t", "row remoe-182m-topk, column granularity: 3 does not divide the expert_width 32"),
-    "experts of a dense run": ("runs.tsv", "none\t1\t", "none\t8\t", "row remoe-182m-dense, column experts: 8 with router none, expected 1"),
+    "granularity that does not divide": ("runs.tsv", "topk\t8\t1\t1\t", "topk\t8\t1\t3\t", "row remoe-182m-topk, column granularity: 3 does not divide the expert_width 64"),
+    "experts of a dense run": ("runs.tsv", "none\t1\t", "none\t8\t", "row remoe-182m-dense, column experts: 8 with router none and top_k 1, expected both alike"),
     "unknown option": ("runs.tsv", "state: 128", "sate: 128", "row rmoe-900m-rmoe-p128, column options: option 'sate' is unknown to router 'rmoe'; the nearest is 'state'"),
     "options that are no YAML": ("runs.tsv", "state: 128", "state: [128", "row rmoe-900m-rmoe-p128, column options: 'state: [128' is not valid YAML"),
     "option without a value": ("runs.tsv", "state: 128", "state", "row rmoe-900m-rmoe-p128, column options: 'state' gives an option without a value"),
-    "tabs lost": ("runs.tsv", "remoe-182m-topk\tremoe-182m\t", "remoe-182m-topk remoe-182m ", "line 3 ('remoe-182m-topk remoe-182m top'…): has 6 cells, expected 8 separated by tabs"),
+    "tabs lost": ("runs.tsv", "remoe-182m-topk\tremoe-182m\t", "remoe-182m-topk remoe-182m ", "line 3 ('remoe-182m-topk remoe-182m top'…): has 7 cells, expected 9 separated by tabs"),
     "a column renamed": ("runs.tsv", "\tgranularity\t", "\tgranularty\t", "column 'granularty' is unknown; the nearest valid name is 'granularity'"),
+    "match: unknown run": ("runs.tsv", "\tMoE\tremoe-182m-relu\t", "\tMoE\tremoe-182m-rely\t", "row remoe-182m-topk-matched, column matches: 'remoe-182m-rely' is unknown; the nearest valid name is 'remoe-182m-relu'"),
+    "match: of another setup": ("runs.tsv", "\tMoE\tremoe-182m-relu\t", "\tMoE\tremoe-469m-relu\t", "column matches: 'remoe-469m-relu' is of setup remoe-469m with router relu, expected a run of setup remoe-182m"),
+    "match: a dense run": ("runs.tsv", "\tMoE\tremoe-182m-relu\t", "\tMoE\tremoe-182m-dense\t", "column matches: 'remoe-182m-dense' is of setup remoe-182m with router none, expected a run"),
+    "setup: extends nothing known": ("setups/remoe-182m-10b.yaml", "extends: remoe-182m", "extends: remoe-183m", "key extends: 'remoe-183m' is unknown; the nearest valid name is 'remoe-182m'"),
+    "setup: extends itself": ("setups/remoe-182m-10b.yaml", "extends: remoe-182m", "extends: remoe-182m-10b", "key extends: 'remoe-182m-10b' is unknown"),
+    "setup: extends an extension": ("setups/remoe-469m-120b.yaml", "extends: remoe-469m", "extends: remoe-182m-10b", "key extends: 'remoe-182m-10b' extends a setup itself"),
+    "setup: multiplies by nothing": ("setups/remoe-182m-10b.yaml", "steps: 0.33333333", "steps: 0", "key multiply.steps: 0 is less than or equal to the minimum of 0"),
     "setup: unknown key": ("setups/remoe-182m.yaml", "  steps:", "  step:", "key 'step' of training is unknown; the nearest valid name is 'steps'"),
     "setup: unknown section": ("setups/remoe-182m.yaml", "training:", "trainig:", "key 'trainig' is unknown; the nearest valid name is 'training'"),
     "setup: number in quotes": ("setups/remoe-182m.yaml", "learning_rate: 5.0e-4", "learning_rate: 5e-4", "key training.learning_rate: '5e-4' is not of type 'number'"),
@@ -69,10 +76,10 @@ SPOILED = {
     "option too large to build": ("runs.tsv", "state: 128", "state: 99999999999999999999", "column options: router 'rmoe' cannot be built with balance_layers: mean, state: 12499999999999999999 ("),
     "option twice": ("runs.tsv", "state: 128", "state: 128, state: 64", "column options: 'state: 128, state: 64' is not valid YAML (key 'state' stands there and in line 1, expected once)"),
     "option that is a word instead of yes or no": ("runs.tsv", "state: 128", "bias: nope", "column options: option bias is 'nope', expected true or false"),
-    "option out of its range": ("runs.tsv", "ReMoE\t", "ReMoE\talpha: 0.5", "row remoe-182m-relu, column options: option alpha is 0.5, expected a number above 1"),
-    "option that is not a number": ("runs.tsv", "ReMoE\t", "ReMoE\talpha: .nan", "row remoe-182m-relu, column options: option alpha is nan, which is not finite"),
-    "option with a number as YAML does not write it": ("runs.tsv", "ReMoE\t", "ReMoE\tlambda_0: 1e-8", "row remoe-182m-relu, column options: option lambda_0 is '1e-8', expected a number"),
-    "option of a dense run": ("runs.tsv", "Dense\t", "Dense\tstate: 8", "row remoe-182m-dense, column options: 'state' with router none, expected an empty cell"),
+    "option out of its range": ("runs.tsv", "ReMoE\t\t", "ReMoE\t\talpha: 0.5", "row remoe-182m-relu, column options: option alpha is 0.5, expected a number above 1"),
+    "option that is not a number": ("runs.tsv", "ReMoE\t\t", "ReMoE\t\talpha: .nan", "row remoe-182m-relu, column options: option alpha is nan, which is not finite"),
+    "option with a number as YAML does not write it": ("runs.tsv", "ReMoE\t\t", "ReMoE\t\tlambda_0: 1e-8", "row remoe-182m-relu, column options: option lambda_0 is '1e-8', expected a number"),
+    "option of a dense run": ("runs.tsv", "Dense\t\t", "Dense\t\tstate: 8", "row remoe-182m-dense, column options: 'state' with router none, expected an empty cell"),
     "a column twice": ("runs.tsv", "\tlabel\t", "\trun\t", "line 1: column 'run' stands twice, expected each once"),
     "experts in superscript": ("runs.tsv", "topk\t8\t", "topk\t²\t", "row remoe-182m-topk, column experts: '²' is not of type 'integer'"),
     "setup: option of another type": ("setups/rmoe-0.9b.yaml", "balance_layers: mean", "balance_layers: 3", "over rmoe-0.9b, key router, in run rmoe-900m-rmoe-p128: option balance_layers is 3, expected a word"),
@@ -100,7 +107,7 @@ SPOILED = {
     "scale: odd heads": ("scales/smoke.yaml", "width: 32, layers: 2, heads: 2,", "width: 30, layers: 2, heads: 2,", "key model.heads: 2 heads of a width of 30 are 15 wide each, expected an even number"),
     "scale: unknown local task": ("scales/smoke.yaml", "local_cloze/acc", "local_cloz/acc", "scales/smoke.yaml, key every.evaluation.tasks.local: 'local_cloz' is unknown; the nearest valid name is 'local_cloze'"),
     "scale: unknown task of one setup": ("scales/smoke.yaml", "setups: {}", "setups: {remoe-182m: {evaluation: {tasks: {benchmark: [sicq]}}}}", "scales/smoke.yaml, key setups.remoe-182m.evaluation.tasks.benchmark: 'sicq' is unknown; the nearest valid name is 'sciq'"),
-    "scale: unknown divided option": ("scales/smoke.yaml", "divide: {state: 8}", "divide: {sate: 8}", "scales/smoke.yaml, key divide: 'sate' is unknown; the nearest valid name is 'state'"),
+    "scale: unknown divided option": ("scales/smoke.yaml", "divide: {state: 8", "divide: {sate: 8", "scales/smoke.yaml, key divide: 'sate' is unknown; the nearest valid name is 'state'"),
     "scale: a section that is a number": ("scales/smoke.yaml", "setups: {}", "setups: {remoe-182m: {model: 3}}", "key model: 3 is not of type 'object', expected arguments of moe.model.Decoder"),
     "corpus: unknown key": ("corpora/smoke.yaml", "source:", "sorce:", "corpora/smoke.yaml has the unknown key 'sorce'; did you mean 'source'?"),
     "corpus: unknown kind": ("corpora/local-bpe.yaml", "kind: local", "kind: locl", "corpora/local-bpe.yaml: source.kind is 'locl', which is unknown; did you mean 'local'?"),
@@ -201,3 +208,18 @@ def test_every_key_of_every_schema_is_described(path):
         if "$ref" in inner:
             inner = schema["$defs"][inner["$ref"].rsplit("/")[-1]]
         assert inner.get("description"), f"{name} has no description"
+
+
+def test_an_extension_is_its_base_but_for_what_it_says():
+    def at(scale):
+        return Tables(load_yaml(ROOT / "config/config.yaml") | {"scale": scale}, ROOT / "workflow/schemas")
+
+    paper, smoke = at("paper"), at("smoke")
+    base, longer = paper.spec("remoe-469m-relu"), paper.spec("remoe-469m-120b-relu")
+    assert longer["training"] == base["training"] | {"steps": 28_600, "batch": 4096}
+    assert longer["snapshots"] == {"120B": 1.0} and longer["model"] == base["model"]
+    assert paper.spec("remoe-182m-10b-relu")["training"]["steps"] == 20_000
+    # a factor applies after the scale, so that a third is a third everywhere
+    assert (
+        smoke.spec("remoe-182m-10b-relu")["training"]["steps"] == smoke.spec("remoe-182m-relu")["training"]["steps"] / 3
+    )

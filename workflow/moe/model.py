@@ -19,7 +19,7 @@ class Decoder(nn.Module):
 
     expert_width: feed-forward width of one expert before granularity (4 · width in ReMoE).
     experts, top_k, granularity: E, k, G of ReMoE's section 4.3: E·G experts of width expert_width/G, k·G active.
-    router: its name in ROUTERS and options; name `none` is the dense model (a plain feed-forward, one "expert").
+    router: its name in ROUTERS and options; name `none` is the dense model, a plain feed-forward of E times the width.
     shared_experts: experts that every token takes besides (no gate), of the same width.
     init_std: of every matrix, embeddings and router included; scaled_init divides it by √(2·layers) for the output
         projections of attention and experts (ReMoE's Megatron; RMoE's large model does not).
@@ -58,7 +58,7 @@ class Decoder(nn.Module):
             if router["name"] == "none"
             else build_router(router["name"], layers=layers, width=width, experts=experts, top_k=top_k, **options)
         )
-        ffn_width = expert_width // granularity if self.router else expert_width
+        ffn_width = expert_width // granularity if self.router else expert_width * experts
         self.blocks = nn.ModuleList(
             Block(width, heads, kv_heads, ffn_width, experts if self.router else None, rope_base, norm_eps)
             for _ in range(layers)

@@ -82,8 +82,11 @@ def check_row(row: dict[str, Any], setup: dict[str, Any], where: str, ranks: int
     training = setup["training"]
     if row["top_k"] > row["experts"]:
         raise ValueError(f"{where}, column top_k: {row['top_k']} is more than the {row['experts']} experts")
-    if row["router"] == DENSE and row["experts"] != 1:
-        raise ValueError(f"{where}, column experts: {row['experts']} with router {DENSE}, expected 1")
+    if row["router"] == DENSE and row["experts"] != row["top_k"]:
+        raise ValueError(
+            f"{where}, column experts: {row['experts']} with router {DENSE} and top_k {row['top_k']}, expected both "
+            "alike: a dense feed-forward of that many times the width"
+        )
     if row["router"] == DENSE and row["options"]:
         options = ", ".join(map(str, row["options"]))
         raise ValueError(f"{where}, column options: {options!r} with router {DENSE}, expected an empty cell")
@@ -101,6 +104,18 @@ def check_row(row: dict[str, Any], setup: dict[str, Any], where: str, ranks: int
     if training["batch"] % (ranks * micro_batch):
         raise ValueError(
             f"{where}: the batch of {training['batch']} is not a multiple of {ranks} ranks × micro_batch {micro_batch}"
+        )
+
+
+def check_match(row: dict[str, Any], runs: dict[str, Any], where: str) -> None:
+    """A row that trains as long as another one's compute names a run of its own setup, which matches none."""
+    if not row["matches"]:
+        return
+    other = runs[pick(row["matches"], runs, f"{where}, column matches")]
+    if other["setup"] != row["setup"] or other["matches"] or DENSE in (other["router"], row["router"]):
+        raise ValueError(
+            f"{where}, column matches: {row['matches']!r} is of setup {other['setup']} with router {other['router']}, "
+            f"expected a run of setup {row['setup']} with experts that matches no other"
         )
 
 

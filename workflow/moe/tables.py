@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moe import table_checks
-from moe.table_checks import DENSE, check_row, check_schema, check_setup, pick
+from moe.table_checks import DENSE, check_match, check_row, check_schema, check_setup, pick
 from moe.table_files import load_yaml, parse_options, read_tsv
 
 TRAINING_MODULES = ("routers/*.py", "experts.py", "model.py", "parallel.py", "schedule.py", "snapshots.py", "train.py")
@@ -28,7 +28,8 @@ class Tables:
         self.schemas = {path.name.split(".")[0]: load_yaml(path) for path in schemas.glob("*.schema.yaml")}
         self._check(config, "config", "config/config.yaml")
         self.config, self.folder = config, Path(config["tables"])
-        self.setups = self._load_all("setups", "setup")
+        self.family: dict[str, list[str]] = {}  # setup -> the setups that it extends, itself last
+        self.setups = {stem: self._setup(stem) for stem in self._stems("setups")}
         self.scale_name = pick(config["scale"], self._stems("scales"), "config/config.yaml, key scale")
         self.scale_path = self.folder / "scales" / f"{self.scale_name}.yaml"
         self.scale = self._load(self.scale_path, "scale")
@@ -52,11 +53,9 @@ class Tables:
         router = {"name": row["router"]} | merged.pop("router") if row["router"] != DENSE else {"name": DENSE}
         router |= self._divided(row["options"])
         merged["model"] |= {key: row[key] for key in ("experts", "top_k", "granularity")} | {"router": router}
-        identity = {key: row[key] for key in ("run", "setup", "label", "experts", "top_k", "granularity")}
+        identity = {key: row[key] for key in ("run", "setup", "label", "experts", "top_k", "granularity", "matches")}
         spec = {"scale": self.scale_name, "seed": seed, "code": self.code} | identity | merged
-        deciding = {k: spec[k] for k in ("model", "training", "snapshots", "corpus", "seed", "code")}
-        spec["fingerprint"] = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
-        return spec
+        return spec | {"fingerprint": fingerprint(spec)}
 
     def shapes(self, setup: str) -> dict[str, Any]:
         """A setup's model and sequence at the papers' size and at this scale."""
@@ -67,12 +66,14 @@ class Tables:
         }
 
     def _scaled(self, setup: str) -> dict[str, Any]:
-        overrides = [self.scale["every"], self.scale["setups"].get(setup, {})]
+        overrides = [self.scale["every"], *(self.scale["setups"].get(name, {}) for name in self.family[setup])]
         where = self._over(setup)
         merged = deepcopy(self.setups[setup])
         for override in overrides:
             merged = merge(merged, override)
         self._check(merged, "setup", where)
+        for key, factor in merged.pop("multiply", {}).items():
+            merged["training"][key] = max(1, round(merged["training"][key] * factor))
         pick(merged["corpus"], self.corpora, f"{where}, key corpus")
         check_setup(merged, where)
         return merged
@@ -103,6 +104,8 @@ class Tables:
             check_row(row, self.scaled[row["setup"]], where, self.config["ranks"])
             setup = self.setups[row["setup"]]
             runs[row["run"]] = row | {"paper": setup["paper"], "size": setup["size"]}
+        for name, row in runs.items():
+            check_match(row, runs, f"{path}, row {name}")
         return runs
 
     def check_deeply(self) -> None:
@@ -129,8 +132,21 @@ class Tables:
             raise ValueError(f"{self.folder / kind}: no .yaml file there, expected the project's {kind}")
         return stems
 
-    def _load_all(self, kind: str, schema: str) -> dict[str, Any]:
-        return {stem: self._load(self.folder / kind / f"{stem}.yaml", schema) for stem in self._stems(kind)}
+    def _setup(self, name: str) -> dict[str, Any]:
+        """A setup over the one that it extends, if any."""
+        path = self.folder / "setups" / f"{name}.yaml"
+        content = load_yaml(path)
+        base = content.pop("extends", None)
+        self.family[name] = [name]
+        if base is not None:
+            others = [stem for stem in self._stems("setups") if stem != name]
+            pick(base, others, f"{path}, key extends")
+            if "extends" in load_yaml(path.with_name(f"{base}.yaml")):
+                raise ValueError(f"{path}, key extends: {base!r} extends a setup itself, expected one that does not")
+            content = merge(self._setup(base), content)
+            self.family[name] = [base, name]
+        self._check(content, "setup", str(path))
+        return content
 
     def _load(self, path: Path, schema: str) -> dict[str, Any]:
         content = load_yaml(path)
@@ -142,12 +158,18 @@ class Tables:
 
 
 def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
-    """`override` over `base`, section by section; tasks of an evaluation add up by kind."""
+    """`override` over `base`, section by section; tasks of an evaluation add up by kind, snapshots are replaced."""
     merged = dict(base)
     for key, value in override.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "snapshots"
         merged[key] = merge(merged[key], value) if both else deepcopy(value)
     return merged
+
+
+def fingerprint(spec: dict[str, Any]) -> str:
+    """Of what decides a training; a checkpoint of another fingerprint is never gone on from."""
+    deciding = {k: spec[k] for k in ("model", "training", "snapshots", "corpus", "seed", "code")}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def code_digest() -> str:

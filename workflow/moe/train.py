@@ -173,7 +173,7 @@ class Training:
     def _mfu(self, seconds: float, statistics: dict[str, float]) -> float | None:
         """Share of the devices' peak, from the FLOPs of the experts that were active in this step."""
         model, settings = self.spec["model"], self.settings
-        active = 1.0
+        active = float(model.get("experts", 1))  # dense
         if statistics:  # experts of the width before granularity
             active = statistics["active_experts"] / model.get("granularity", 1)
         shape = {k: model[k] for k in ("width", "layers", "heads", "kv_heads", "expert_width", "vocabulary")}

@@ -67,6 +67,12 @@ def spec_of(wildcards):
     return tables.spec(wildcards.run, int(wildcards.seed))
 
 
+def matched_by(wildcards):
+    """Files of the run whose compute this one is to match."""
+    folder = f"results/{SCALE}/runs/{tables.runs[wildcards.run]['matches']}/seed-{wildcards.seed}"
+    return expand(f"{folder}/{{name}}", name=["run.yaml", "metrics.csv"]) if tables.runs[wildcards.run]["matches"] else []
+
+
 def corpus_of(wildcards):
     """Manifest of the corpus that the run is trained on."""
     return f"results/corpora/{tables.spec(wildcards.run)['corpus']}/manifest.json"

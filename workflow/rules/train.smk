@@ -12,7 +12,9 @@ rule measure_precision:
 
 
 rule freeze_run:
-    """All that decides a run, merged from the tables into one file."""
+    """All that decides a run, merged from the tables into one file; a compute-matched run waits for the other's."""
+    input:
+        matched=matched_by,
     output:
         "results/{scale}/runs/{run}/seed-{seed}/run.yaml",
     log:

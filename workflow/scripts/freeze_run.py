@@ -6,9 +6,16 @@ from pathlib import Path
 
 import yaml
 
+from moe.matching import match
+from moe.tables import fingerprint
+
 commit = None
 if shutil.which("git"):
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     commit = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
 spec = snakemake.params.spec | {"commit": commit or None}
+if snakemake.input:
+    other, metrics = map(Path, snakemake.input)
+    spec = match(spec, yaml.safe_load(other.read_text()), metrics)
+    spec["fingerprint"] = fingerprint(spec)
 Path(snakemake.output[0]).write_text(yaml.safe_dump(spec, sort_keys=False))
