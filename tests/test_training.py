@@ -136,12 +136,36 @@ def checkpoint_folder(folder):
     return found
 
 
-@pytest.mark.parametrize("router", ["none", *ROUTERS])
+def one_of_each_part():
+    """Routers that together have every part: the others are the same classes with other options."""
+    seen, chosen = set(), ["none"]
+    for name, recipe in ROUTERS.items():
+        parts = {part for part in recipe.values() if isinstance(part, type)}
+        if parts - seen:
+            chosen.append(name)
+        seen |= parts
+    return chosen
+
+
+@pytest.mark.parametrize("router", one_of_each_part())
 def test_a_stopped_and_resumed_run_equals_an_undisturbed_one(router, undisturbed, corpus, tmp_path):
     folder = write_spec(tmp_path / "run", router)
     code, stderr = interrupted(folder, corpus, after=0)
     assert code == 75, stderr
     assert_same_to_the_bit(trained(folder, corpus), undisturbed(router))
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_measuring_flips_disturbs_no_training_and_resumes_exactly(every, undisturbed, corpus, tmp_path):
+    whole = trained(write_spec(tmp_path / "whole", flip_every=every), corpus)
+    for plain, watched in zip(numbers(undisturbed("relu")), numbers(whole), strict=True):
+        rate = watched.pop("flip_rate")
+        assert watched == plain
+        assert (0 <= float(rate) <= 1) if int(plain["step"]) % every == 0 else rate == ""
+    folder = write_spec(tmp_path / "run", flip_every=every)
+    code, stderr = interrupted(folder, corpus, after=0)
+    assert code == 75, stderr
+    assert_same_to_the_bit(trained(folder, corpus), whole)
 
 
 def test_usr1_checkpoints_and_asks_to_be_requeued(corpus, tmp_path):
@@ -295,7 +319,7 @@ def test_a_loss_that_is_not_finite_names_step_layer_and_router():
 
 
 def test_a_layer_that_stays_empty_stops_the_run():
-    model = SimpleNamespace(experts=4, top_k=1)
+    model = SimpleNamespace(experts=4, top_k=1, router=SimpleNamespace(gates=SimpleNamespace(merges=False)))
     health = Health(model, "relu", "run", patience=3)
     row = {"step": 1, "gradient_norm": 1.0, "loss": 1.0, "sparsity_0": 0.7, "sparsity_1": 1.0}
     health.check(row)

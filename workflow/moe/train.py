@@ -5,12 +5,10 @@ Stops at SIGTERM or SIGUSR1 with a checkpoint and exit code 75; the same command
 
 import argparse
 import json
-import math
 import signal
 import sys
 import time
 import warnings
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,9 @@ from filelock import FileLock, Timeout
 from moe import checkpoints, devices
 from moe.accounting import parameter_counts, training_flops, utilisation
 from moe.command_line import Tee, exit_code
-from moe.data import Corpus, Windows, held_out
+from moe.data import Corpus, Windows
 from moe.health import Health
+from moe.monitors import Flips, validation_loss
 from moe.outcome import write_outcome
 from moe.parallel import build_engine, gathered_state, init_ranks, spread_experts
 from moe.records import StepRecord, progress
@@ -78,6 +77,10 @@ class Training:
         )
         self.model = self.engine.module
         self.batches = Windows(corpus, "train", settings["sequence"], settings["batch"], spec["seed"])
+        sequence, windows = settings["sequence"], settings.get("flip_windows", 4)
+        self.flips = Flips(self.model, corpus, sequence=sequence, windows=windows, every=settings.get("flip_every", 0))
+        self.validation = {"sequence": sequence, "windows": settings["validate_windows"], "batch": self.micro_batch}
+        self.validation |= {"rank": self.rank, "ranks": self.ranks}
         self.health = Health(self.model, spec["model"]["router"]["name"], where=str(folder))
 
     def _check_sizes(self) -> None:
@@ -108,9 +111,11 @@ class Training:
             size = f"{self.counts['parameters']:,} parameters"
             print(f"{name}  {size}, {whole}, {precision}, from step {start}", file=sys.stderr, flush=True)
         for step in range(start, steps):
+            self.flips.before_step(step + 1)
             row = self._step(step)
+            row |= self.flips.after_step(step + 1)
             if (step + 1) % self.settings["validate_every"] == 0 or step + 1 == steps:
-                row["valid_loss"] = self._validate()
+                row["valid_loss"] = validation_loss(self.model, self.corpus, **self.validation)
             if record is not None:
                 record.append(row)
                 rate = row["tokens_per_second"]
@@ -186,31 +191,6 @@ class Training:
             values /= self.ranks
         return values
 
-    @torch.no_grad()
-    def _validate(self) -> float:
-        """Mean loss of the validation windows, nats per token; ranks share them in equally many forward passes."""
-        settings = self.settings
-        self.model.eval()
-        windows = islice(
-            held_out(self.corpus, "valid", settings["sequence"], settings["validate_windows"]),
-            self.rank,
-            None,
-            self.ranks,
-        )
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # of losses, of windows
-        for _ in range(math.ceil(settings["validate_windows"] / (self.ranks * self.micro_batch))):
-            some = [torch.as_tensor(window) for window in islice(windows, self.micro_batch)]
-            if not some and self.ranks == 1:
-                break
-            # a rank without windows of its own still takes part in what experts exchange
-            rows = torch.stack(some) if some else torch.zeros(1, settings["sequence"] + 1, dtype=torch.long)
-            rows = rows.to(self.device)
-            loss = self.model(rows[:, :-1], rows[:, 1:])[0].double()
-            sums += torch.stack([loss, torch.ones_like(loss)]) * len(some)
-        if self.ranks > 1:
-            dist.all_reduce(sums)
-        return (sums[0] / sums[1]).item()
-
     def _on_signal(self, number: int, frame: Any) -> None:
         self.signal = number
 
@@ -270,6 +250,8 @@ class Training:
             columns += [f"sparsity_{i}" for i in layers] + [f"load_{i}" for i in layers]
         else:
             columns += ["sparsity", "active_experts", "l1_lambda", "l1_bound"]
+        if self.flips.every:
+            columns.append("flip_rate")
         return [*columns, "valid_loss", "tokens_per_second", "mfu", "memory_gib", "seconds"]
 
     def _finish(self) -> None:
