@@ -88,3 +88,40 @@ def test_pairs_are_sorted_by_expert_and_linear_in_what_is_routed():
     pairs = route_pairs(gates)
     assert pairs.token_N.tolist() == [1, 3, 7] and pairs.gate_N.tolist() == [1.0, 0.5, 0.25]
     assert pairs.ends_E.tolist() == [1] * 5 + [3] * 59
+
+
+class Allocations(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts the elements of every tensor that an operation makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for made in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(made, torch.Tensor) and not func.is_view:
+                self.elements += made.numel()
+                self.largest = max(self.largest, made.numel())
+        return result
+
+
+def allocated(T, E, k=2):
+    experts, x, _ = make(T, E, 0)
+    gates = torch.zeros(T, E).scatter(1, torch.rand(T, E).topk(k).indices, 0.5)
+    x.requires_grad_()
+    with Allocations() as seen:
+        experts(x, gates).sum().backward()
+    return seen
+
+
+def test_memory_of_dispatch_is_linear_in_routed_tokens_and_no_table_of_tokens_experts_and_capacity():
+    weights = 3 * D * F
+    for E in (8, 16, 64):
+        once, twice = allocated(256, E), allocated(512, E)
+        # what grows with the tokens doubles (the weights' gradients and sums over experts stay)
+        assert twice.elements - once.elements <= once.elements
+        assert twice.largest <= max(512 * 2 * 2 * F, 512 * E, E * weights)
+    few, many = allocated(512, 8), allocated(512, 64)
+    per_expert = 3 * (512 + 2 * weights)  # masks of gates and weights' gradients; never T · k · width more an expert
+    assert many.elements - few.elements <= 56 * per_expert

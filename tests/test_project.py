@@ -21,7 +21,10 @@ MAY_IMPORT = {
     "statistics": set(),
     "checkpoints": set(),
     "records": set(),
-    "model": {"routers", "experts"},
+    "attention": set(),
+    "benchmark": {"accounting", "experts", "launch", "model", "parallel", "routers"},
+    "loss": set(),
+    "model": {"attention", "experts", "loss", "routers"},
     "snapshots": {"checkpoints", "model"},
     "parallel": {"experts"},
     "precision": {"model"},
@@ -62,7 +65,7 @@ MAY_IMPORT = {
 }
 # heavy dependency -> its homes
 HOMES = {
-    "deepspeed": {"parallel"},
+    "deepspeed": {"parallel", "benchmark"},  # the latter for DeepSpeed's own layer, a peer
     "datasets": {"data"},
     "lm_eval": {"evaluate"},
     "snakemake": set(),

@@ -59,7 +59,11 @@ def command(folder, corpus, ranks=1):
     return [*launcher, str(folder / "run.yaml"), "--corpus", str(corpus)]
 
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "workflow"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} | {
+    "PYTHONPATH": str(ROOT / "workflow"),
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+}
 
 
 def train(folder, corpus, ranks=1):

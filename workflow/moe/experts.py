@@ -51,8 +51,32 @@ class Experts(nn.Module):
         in_EDF, out_EFD = (weights or self._parameters).values()
         if x_ND.shape[0] == 0:  # nothing routed: keep the weights in the graph, so that their gradient is 0, not None
             return x_ND + 0 * (in_EDF.sum() + out_EFD.sum()).to(x_ND.dtype)
-        gate_NF, up_NF = grouped_product(x_ND, in_EDF, ends_E).chunk(2, -1)
-        return grouped_product(F.silu(gate_NF) * up_NF, out_EFD, ends_E)
+        return grouped_product(swiglu(grouped_product(x_ND, in_EDF, ends_E)), out_EFD, ends_E)
+
+
+def swiglu(both: Tensor) -> Tensor:
+    """silu(gate) · up of [..., 2F], gate beside up -> [..., F]."""
+    return _SwiGLU.apply(both)
+
+
+class _SwiGLU(torch.autograd.Function):
+    """In few passes: the gradient of both halves is written where it belongs rather than put together afterwards."""
+
+    @staticmethod
+    def forward(ctx, both: Tensor) -> Tensor:
+        ctx.save_for_backward(both)
+        gate, up = both.chunk(2, -1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (both,) = ctx.saved_tensors
+        gate, up = both.chunk(2, -1)
+        grad_both = torch.empty_like(both)
+        grad_gate, grad_up = grad_both.chunk(2, -1)
+        torch.mul(grad, F.silu(gate), out=grad_up)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+        return grad_both
 
 
 def merge(weights: dict[str, Tensor], gates_TE: Tensor, segments: list[int]) -> tuple[Tensor, dict[str, Tensor]]:

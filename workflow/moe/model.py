@@ -1,16 +1,17 @@
 """The decoder of ReMoE and of RMoE's large runs: LLaMA style, every feed-forward layer a Mixture of Experts.
 
-Shape letters: B sequences, S positions, T = B·S tokens, D width, H heads, K key-value heads, C head width, V words.
+Shape letters: B sequences, S positions, T = B·S tokens, D width, V words.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from moe.experts import Experts
+from moe.attention import Attention
+from moe.experts import Experts, swiglu
+from moe.loss import head_loss
 from moe.routers import Routing, Sequences, build_router
 
 
@@ -101,11 +102,10 @@ class Decoder(nn.Module):
                 memory, router_loss = routing.memory_TH, router_loss + routing.loss
                 if routings is not None:
                     routings.append(routing)
-        logits_BSV = self.head(self.norm(x_BSD))
+        x_BSD = self.norm(x_BSD)
         if targets_BS is None:
-            return logits_BSV
-        loss = F.cross_entropy(logits_BSV.flatten(0, 1).float(), targets_BS.flatten())
-        return loss, router_loss
+            return self.head(x_BSD)
+        return head_loss(x_BSD.flatten(0, 1), self.head.weight, targets_BS.flatten()), router_loss
 
     def after_step(self) -> dict[str, float]:
         """Let the router adjust after an optimiser step; its statistics, empty for a dense model."""
@@ -144,54 +144,4 @@ class FeedForward(nn.Module):
         self.out = nn.Linear(ffn_width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, -1)
-        return self.out(F.silu(gate) * up)
-
-
-class Attention(nn.Module):
-    """Causal grouped-query attention with rotary positions."""
-
-    def __init__(self, width: int, heads: int, kv_heads: int, rope_base: float):
-        super().__init__()
-        self.heads, self.kv_heads, self.rope_base = heads, kv_heads, rope_base
-        head_width = width // heads
-        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * head_width, bias=False)
-        self.out = nn.Linear(heads * head_width, width, bias=False)
-        self._angles: tuple[Tensor, Tensor] | None = None  # cos, sin: cached per length, device and dtype
-
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        batch, positions, _ = x_BSD.shape
-        heads_BSHC = self.qkv(x_BSD).view(batch, positions, self.heads + 2 * self.kv_heads, -1)
-        qk_BSHC, v_BSKC = heads_BSHC.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
-        q_BSHC, k_BSKC = self._rotate(qk_BSHC).split([self.heads, self.kv_heads], dim=2)
-        y_BHSC = F.scaled_dot_product_attention(
-            q_BSHC.transpose(1, 2),
-            k_BSKC.transpose(1, 2),
-            v_BSKC.transpose(1, 2),
-            is_causal=True,
-            enable_gqa=self.heads != self.kv_heads,
-        )
-        return self.out(y_BHSC.transpose(1, 2).reshape(batch, positions, -1))
-
-    def _rotate(self, x_BSHC: Tensor) -> Tensor:
-        """Rotary positions, halves convention: (a, b) -> (a cos − b sin, b cos + a sin)."""
-        positions, width = x_BSHC.shape[1], x_BSHC.shape[3]
-        cached = self._angles
-        if (
-            cached is None
-            or cached[0].shape[0] != positions
-            or cached[0].device != x_BSHC.device
-            or cached[0].dtype != x_BSHC.dtype
-        ):
-            self._angles = cached = rotary(positions, width, self.rope_base, x_BSHC)
-        cos_S1C, sin_S1C = cached
-        a, b = x_BSHC.chunk(2, -1)
-        return x_BSHC * cos_S1C + torch.cat([-b, a], -1) * sin_S1C
-
-
-def rotary(positions: int, width: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of the angles position · base^(−2i/width), [S, 1, C], computed in float32, cast to `like`."""
-    frequencies = base ** (-torch.arange(0, width, 2, device=like.device, dtype=torch.float32) / width)
-    angles = torch.outer(torch.arange(positions, device=like.device, dtype=torch.float32), frequencies)
-    angles_S1C = torch.cat([angles, angles], -1)[:, None]
-    return angles_S1C.cos().to(like.dtype), angles_S1C.sin().to(like.dtype)
+        return self.out(swiglu(self.gate_up(x)))

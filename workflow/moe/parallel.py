@@ -67,7 +67,8 @@ def build_engine(
         {"params": decayed, "name": "decayed", "weight_decay": weight_decay},
         {"params": others, "name": "others", "weight_decay": 0.0},
     ]
-    if any(isinstance(module, ParallelExperts) for module in model.modules()):
+    spread = any(isinstance(module, ParallelExperts) for module in model.modules())
+    if spread:
         parameter_groups = split_params_into_different_moe_groups_for_optimizer(parameter_groups)
     parameter_groups = [group for group in parameter_groups if group["params"]]
     optimizer = torch.optim.AdamW(parameter_groups, lr=0.0, betas=tuple(betas), eps=eps, fused=True)
@@ -77,13 +78,15 @@ def build_engine(
         "gradient_accumulation_steps": batch // (micro_batch * ranks),
         "gradient_clipping": clip,
         # ZeRO-0 with expert parallelism clips wrongly and reports no norm, so the stage is 1 or 2
-        "zero_optimization": {"stage": zero_stage},
+        # contiguous gradients cost a copy; without them DeepSpeed gets the norm of spread experts wrong
+        "zero_optimization": {"stage": zero_stage, "contiguous_gradients": zero_stage > 1 or spread},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": dtype == torch.bfloat16},
-        "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 10**9,
     }
+    if batch > micro_batch * ranks:  # many small gradients would vanish in a bfloat16 sum; one needs no second buffer
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
     if compile:
         torch._dynamo.config.disable = False
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)

@@ -45,6 +45,7 @@ wildcard_constraints:
     scale=SCALE,
     run="|".join(tables.runs),
     seed="[0-9]+",
+    device="cpu|gpu",
     corpus="|".join(tables.corpora),
     paper="remoe|rmoe",
     figure="fig[a-z0-9-]+",

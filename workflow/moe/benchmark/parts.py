@@ -1,0 +1,149 @@
+"""The four parts of the benchmark, each a list of rows for the table."""
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe.accounting import training_flops, utilisation
+from moe.benchmark.paths import paths
+from moe.benchmark.steps import Shape, deepspeed_moe, mixtral, ours
+from moe.benchmark.turns import in_turns, speed_ratio
+from moe.routers import ROUTERS
+
+# the shape at which peers are compared, and a quarter of its batch for all routers side by side
+PEERS = Shape(vocabulary=8192, width=256, layers=4, heads=8, kv_heads=4)
+PEERS |= dict(expert_width=512, experts=8, top_k=2, batch=16, sequence=256)
+ROUTED = Shape(PEERS | {"vocabulary": 2048, "batch": 4})
+TINY = Shape(vocabulary=64, width=16, layers=2, heads=2, kv_heads=1)
+TINY |= dict(expert_width=16, experts=4, top_k=2, batch=2, sequence=16)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PATHS = [(1, 1), (8, 1), (8, 2), (32, 1), (32, 2), (128, 2)]  # E, k
+
+
+def routers_part(device: torch.device, rounds: int, dtype: str, tiny: bool) -> list[dict[str, Any]]:
+    """Every router's train step, its memory, and its speed over plain top-k of the same normalisation."""
+    shape = TINY if tiny else ROUTED
+    steps = {n: ours(shape, {"name": n}, DTYPES[dtype], device) for n in ROUTERS}
+    seconds = in_turns(steps, rounds)
+    rows = []
+    for name in ROUTERS:
+        row = _row("routers", name, dtype, shape, seconds[name], rounds)
+        row |= _ratio(seconds, name, "smoe" if ROUTERS[name].get("normalise") == "chosen" else "topk")
+        row["active_experts"] = steps[name].statistics["active_experts"]
+        row["peak_memory_mib"] = _memory(["router", name, dtype], device, tiny)
+        rows.append(row)
+    return rows
+
+
+def experts_part(device: torch.device, rounds: int, dtype: str, tiny: bool) -> list[dict[str, Any]]:
+    """The grouped path against a loop and against a dense feed-forward of equal active FLOPs."""
+    tokens, width, expert_width = (64, 16, 16) if tiny else (4096, 256, 512)
+    rows = []
+    for experts, top_k in PATHS[:2] if tiny else PATHS:
+        seconds = in_turns(paths(tokens, width, expert_width, experts, top_k, DTYPES[dtype], device), 3 * rounds)
+        for name in seconds:
+            shape = Shape(experts=experts, top_k=top_k, batch=1, sequence=tokens)
+            row = _row("experts", f"{name} E={experts} k={top_k}", dtype, shape, seconds[name], 3 * rounds)
+            rows.append(row | _ratio(seconds, name, "dense", suffix=f" E={experts} k={top_k}"))
+    return rows
+
+
+def peers_part(device: torch.device, rounds: int, dtype: str, tiny: bool) -> list[dict[str, Any]]:
+    """The whole train step in both precisions against transformers' Mixtral and DeepSpeed's MoE layer.
+
+    Ratios are to the fastest peer in its best precision. Mixtral's `batched_mm` gathers each token's expert weights,
+    more memory than a laptop has at this shape, so it runs on a GPU only.
+    """
+    shape, steps = TINY if tiny else PEERS, {}
+    implementations = ["eager", "grouped_mm"] + (["batched_mm"] if device.type == "cuda" or tiny else [])
+    for name, kind in DTYPES.items():
+        steps["ours", name] = ours(shape, {"name": "topk"}, kind, device)
+        for one in implementations:
+            steps[f"Mixtral, {one}", name] = mixtral(shape, one, kind, device)
+        steps["DeepSpeed MoE", name] = deepspeed_moe(shape, True, kind, device)
+        steps["DeepSpeed MoE, no token dropped", name] = deepspeed_moe(shape, False, kind, device)
+    seconds = in_turns(steps, rounds)
+    fastest = min((s for s in steps if s[0] != "ours"), key=lambda s: statistics.median(seconds[s]))
+    rows = []
+    for key in steps:
+        row = _row("peers", key[0], key[1], shape, seconds[key], rounds)
+        row |= _ratio(seconds, key, fastest) | {"baseline": ", ".join(fastest)}
+        rows.append(row)
+    return rows
+
+
+def mfu_part(device: torch.device, rounds: int, setups: dict[str, dict], tiny: bool) -> list[dict[str, Any]]:
+    """Utilisation at the papers' sizes (E = 8, k = 1), bf16, on random tokens; ratios to top-k. For a GPU."""
+    rows = []
+    for size, setup in setups.items():
+        model, sequence = setup["model"], setup["training"]["sequence"]
+        for name, experts in (("none", 1), ("topk", 8), ("relu", 8), ("rmoe", 8)):
+            shape = Shape(model | {"experts": experts, "top_k": 1, "batch": 1 if tiny else 8, "sequence": sequence})
+            steps = {name: ours(shape, {"name": name}, torch.bfloat16, device)}
+            if name not in ("none", "topk"):
+                steps["topk"] = ours(shape, {"name": "topk"}, torch.bfloat16, device)
+            seconds = in_turns(steps, rounds)
+            row = _row("mfu", f"{size} {name}", "bfloat16", shape, seconds[name], rounds)
+            active = steps[name].statistics.get("active_experts", 1.0)
+            kept = {k: shape[k] for k in ("width", "layers", "heads", "kv_heads", "expert_width", "vocabulary")}
+            flops = shape["batch"] * training_flops(sequence, active_experts=active, **kept)
+            rate = flops / statistics.median(seconds[name])
+            if device.type == "cuda":
+                row["mfu"] = utilisation(rate, torch.cuda.get_device_name())
+                row["host_syncs"] = _host_syncs(steps[name])
+            if "topk" in steps and name != "topk":
+                row |= _ratio(seconds, name, "topk", prefix=f"{size} ")
+            rows.append(row | {"active_experts": active})
+    return rows
+
+
+def _row(part: str, contender: str, dtype: str, shape: Shape, seconds: list[float], rounds: int) -> dict[str, Any]:
+    rate = shape.tokens / statistics.median(seconds)
+    return {"part": part, "contender": contender, "dtype": dtype, "rounds": rounds, "tokens_per_second": rate}
+
+
+def _ratio(seconds: dict, name: Any, baseline: Any, prefix: str = "", suffix: str = "") -> dict[str, Any]:
+    if name == baseline:
+        return {}
+    median, low, high = speed_ratio(seconds[name], seconds[baseline])
+    return {"baseline": f"{prefix}{baseline}{suffix}", "ratio": median, "ratio_low": low, "ratio_high": high}
+
+
+def _memory(what: list[str], device: torch.device, tiny: bool) -> float:
+    """MiB that a step adds at its peak, measured in a process of its own: a peak cannot be reset on a CPU."""
+    command = [sys.executable, "-m", "moe.benchmark", "--memory", *what, "--device", device.type]
+    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    alone["PYTHONPATH"] = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        command + (["--tiny"] if tiny else []), env=alone, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return float(done.stdout.split()[-1])
+
+
+def memory_of(what: list[str], device: torch.device, tiny: bool) -> float:
+    """What `_memory`'s child measures: peak MiB of model, optimiser and three steps."""
+    _, name, dtype = what
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    step = ours(TINY if tiny else ROUTED, {"name": name}, DTYPES[dtype], device)
+    for _ in range(3):
+        step()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+
+
+def _host_syncs(step) -> int:
+    """How often a step makes the host wait for the GPU."""
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        step()
+    torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(warning.message) for warning in caught)

@@ -1,0 +1,153 @@
+"""One train step of each contender: forward, cross-entropy and router loss, backward, clip at 1, AdamW.
+
+Shape letters: B sequences, S positions, T = B·S tokens, D width, E experts, F expert width.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from deepspeed.moe.layer import MoE
+from deepspeed.utils import groups
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import MixtralConfig, MixtralForCausalLM
+
+from moe.model import Decoder, FeedForward
+from moe.parallel import build_engine, init_ranks
+
+Step = Callable[[], float]
+RATE, BALANCE = 1e-4, 0.01
+SETTLED = 0.02  # of the share of active experts, before a ReLU router is timed
+
+
+class Shape(dict):
+    """Arguments of Decoder without its router, and batch and sequence of a step."""
+
+    @property
+    def model(self) -> dict[str, Any]:
+        return {key: value for key, value in self.items() if key not in ("batch", "sequence")}
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self["batch"] * self["sequence"]
+
+    def draw(self, device: torch.device) -> Tensor:
+        """A batch of random tokens with their targets, [B, S + 1]."""
+        return torch.randint(self["vocabulary"], (self["batch"], self["sequence"] + 1), device=device)
+
+
+def ours(shape: Shape, router: dict[str, Any], dtype: torch.dtype, device: torch.device) -> Any:
+    """The step that moe.train makes, ZeRO-1 engine and all; `.engine` is there to be asked.
+
+    A ReLU router is trained until as many experts are active as it is meant for: at the start it is half dense.
+    """
+    if not torch.distributed.is_initialized():
+        init_ranks(device)
+    torch.manual_seed(0)
+    model = Decoder(**shape.model, router=router).train()
+    batch = shape["batch"]
+    engine = build_engine(model.to(device, dtype), batch=batch, micro_batch=batch, ranks=1, dtype=dtype)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = RATE
+
+    def step() -> float:
+        tokens_BS = shape.draw(device)
+        loss, router_loss = engine(tokens_BS[:, :-1], tokens_BS[:, 1:])
+        engine.backward(loss + router_loss)
+        engine.step()
+        step.statistics = engine.module.after_step()
+        return loss.item()
+
+    step.engine, step.statistics = engine, {}
+    if model.router is not None and hasattr(model.router.gates, "l1_lambda"):
+        target = 1 - model.top_k / model.experts
+        for _ in range(400):
+            step()
+            if abs(step.statistics["sparsity"] - target) < SETTLED:
+                break
+    return step
+
+
+def plain(model: nn.Module, losses: Callable[[Tensor], Tensor], shape: Shape, device: torch.device) -> Step:
+    """A peer's step as its users write it: torch's fused AdamW and gradient clipping."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
+
+    def step() -> float:
+        loss = losses(shape.draw(device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def mixtral(shape: Shape, experts: str, dtype: torch.dtype, device: torch.device) -> Step:
+    """transformers' Mixtral of the same shape; `experts` is one of its implementations."""
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=shape["vocabulary"],
+        hidden_size=shape["width"],
+        intermediate_size=shape["expert_width"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["heads"],
+        num_key_value_heads=shape["kv_heads"],
+        num_local_experts=shape["experts"],
+        num_experts_per_tok=shape["top_k"],
+        max_position_embeddings=shape["sequence"],
+        output_router_logits=True,
+        router_aux_loss_coef=BALANCE,
+        sliding_window=None,
+        tie_word_embeddings=False,
+        use_cache=False,
+        attn_implementation="sdpa",
+        experts_implementation=experts,
+    )
+    model = MixtralForCausalLM(config).to(device, dtype).train()
+
+    def losses(tokens_BS: Tensor) -> Tensor:
+        # `labels` are shifted by the model itself: the last target would be lost
+        output = model(input_ids=tokens_BS[:, :-1])
+        loss = F.cross_entropy(output.logits.float().flatten(0, 1), tokens_BS[:, 1:].flatten())
+        return loss + BALANCE * output.aux_loss
+
+    return plain(model, losses, shape, device)
+
+
+class DeepSpeedExperts(nn.Module):
+    """DeepSpeed's MoE layer where Decoder has a feed-forward; keeps the balance loss of its last call."""
+
+    def __init__(self, shape: Shape, drop: bool):
+        super().__init__()
+        expert = FeedForward(shape["width"], shape["expert_width"])
+        options = {} if drop else {"drop_tokens": False}
+        self.layer = MoE(shape["width"], expert, num_experts=shape["experts"], k=shape["top_k"], **options)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        y_BSD, self.balance, _ = self.layer(x_BSD)
+        return y_BSD
+
+
+def deepspeed_moe(shape: Shape, drop: bool, dtype: torch.dtype, device: torch.device) -> Step:
+    """Our decoder with DeepSpeed's MoE layers; `drop`: its default capacity, else no token is dropped."""
+    if not torch.distributed.is_initialized():
+        init_ranks(device)
+    torch.manual_seed(0)
+    dense = shape.model | {"experts": 1, "top_k": 1}
+    model = Decoder(**dense, router={"name": "none"}).train()
+    for block in model.blocks:
+        block.feed_forward = DeepSpeedExperts(shape, drop)
+        block.feed_forward.layer.set_deepspeed_parallelism()
+    model = model.to(device, dtype)
+
+    def losses(tokens_BS: Tensor) -> Tensor:
+        loss, _ = model(tokens_BS[:, :-1], tokens_BS[:, 1:])
+        return loss + BALANCE * sum(block.feed_forward.balance for block in model.blocks)
+
+    return plain(model, losses, shape, device)
+
+
+__all__ = ["Shape", "deepspeed_moe", "groups", "mixtral", "ours"]

@@ -1,0 +1,50 @@
+"""Contenders timed in turns, and paired ratios of their times."""
+
+import statistics
+import time
+from collections.abc import Callable
+from math import comb
+from typing import NamedTuple
+
+import torch
+
+
+class Ratio(NamedTuple):
+    """Median of the paired ratios, and a 95 % interval for it (order statistics; None with too few rounds)."""
+
+    median: float
+    low: float | None
+    high: float | None
+
+
+def in_turns(contenders: dict[str, Callable[[], None]], rounds: int, clock=time.perf_counter) -> dict[str, list[float]]:
+    """Seconds of each contender in each round, after a first round that is not counted; who begins moves on."""
+    names, seconds = list(contenders), {name: [] for name in contenders}
+    for turn in range(rounds + 1):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            _wait()
+            began = clock()
+            contenders[name]()
+            _wait()
+            if turn:
+                seconds[name].append(clock() - began)
+    return seconds
+
+
+def speed_ratio(mine: list[float], other: list[float]) -> Ratio:
+    """How many times as fast `mine` is as `other`, paired by round."""
+    ratios = sorted(b / a for a, b in zip(mine, other, strict=True))
+    n = len(ratios)
+    # the k-th smallest and k-th largest hold the median unless k - 1 or fewer of n fair coins fall on one side
+    k, tail = 0, comb(n, 0) / 2**n
+    while tail <= 0.025:
+        k += 1
+        tail += comb(n, k) / 2**n
+    low, high = (ratios[k - 1], ratios[n - k]) if k else (None, None)
+    return Ratio(statistics.median(ratios), low, high)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,42 @@
+# How fast this machine trains: not a part of `all`; `snakemake benchmark` measures anew where nothing else runs.
+DEVICE = "gpu" if GPUS else "cpu"
+
+
+rule measure_speed:
+    """Train steps of every router, of the expert paths and of peers, timed in turns in one process."""
+    output:
+        "results/benchmark/{device}.csv",
+    log:
+        "results/logs/benchmark/{device}.log",
+    conda:
+        "../../envs/train.yaml"
+    threads: workflow.cores  # alone, so that nothing disturbs it
+    resources:
+        gpu=1 if GPUS else 0,
+    params:
+        parts="routers,experts,peers,mfu" if GPUS else "routers,experts,peers",
+        setups=[f"{tables.folder}/setups/remoe-{size}.yaml" for size in ("182m", "469m", "978m")],
+    shell:
+        "python -m moe.benchmark --parts {params.parts} --setups {params.setups} --output {output} &> {log}"
+
+
+rule draw_benchmark:
+    """Its table and figure."""
+    input:
+        "results/benchmark/{device}.csv",
+    output:
+        md="paper_figures/benchmark/{device}.md",
+        svg="paper_figures/benchmark/{device}.svg",
+        png="paper_figures/benchmark/{device}.png",
+    log:
+        "results/logs/draw_benchmark/{device}.log",
+    conda:
+        "../../envs/analysis.yaml"
+    script:
+        "../scripts/draw_benchmark.py"
+
+
+rule benchmark:
+    """Target: `snakemake benchmark --cores all`."""
+    input:
+        f"paper_figures/benchmark/{DEVICE}.md",
