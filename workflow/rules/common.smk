@@ -71,7 +71,9 @@ def spec_of(wildcards):
 def matched_by(wildcards):
     """Files of the run whose compute this one is to match."""
     folder = f"results/{SCALE}/runs/{tables.runs[wildcards.run]['matches']}/seed-{wildcards.seed}"
-    return expand(f"{folder}/{{name}}", name=["run.yaml", "metrics.csv"]) if tables.runs[wildcards.run]["matches"] else []
+    return (
+        expand(f"{folder}/{{name}}", name=["run.yaml", "metrics.csv"]) if tables.runs[wildcards.run]["matches"] else []
+    )
 
 
 def corpus_of(wildcards):

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from moe.accounting import training_flops, utilisation
@@ -130,7 +131,7 @@ def _memory(what: list[str], device: torch.device, tiny: bool) -> float:
 def memory_of(what: list[str], device: torch.device, tiny: bool) -> float:
     """What `_memory`'s child measures: peak MiB of model, optimiser and three steps."""
     _, name, dtype = what
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = psutil.Process().memory_info().rss / 2**20
     step = ours(TINY if tiny else ROUTED, {"name": name}, DTYPES[dtype], device)
     for _ in range(3):
         step()
