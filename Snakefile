@@ -23,7 +23,7 @@ rule all:
     input:
         shown("remoe"),
         shown("rmoe"),
-        files_of(ROWS, "routing.parquet"),
+        files_of(USED, "routing.parquet"),
         f"paper_figures/{SCALE}/claims.md",
 
 

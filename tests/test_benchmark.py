@@ -48,6 +48,7 @@ def test_peers_do_the_same_work():
         "eager": mixtral(TINY, "eager", torch.float32, CPU),
         "grouped": mixtral(TINY, "grouped_mm", torch.float32, CPU),
         "deepspeed": deepspeed_moe(TINY, False, torch.float32, CPU),
+        "deepspeed, capacity": deepspeed_moe(TINY, True, torch.float32, CPU),
     }
     for name, step in steps.items():
         first = step()

@@ -25,6 +25,10 @@ try:
 except ValueError as error:
     sys.exit(f"error: {error}")
 
+# What some figure or claim shows; a row that none asks for is trained when its files are asked for by name.
+NEEDED = {run["run"] for figure in tables.figures for run in select(figure["runs"], ROWS)}
+NEEDED |= {run["run"] for run in runs_judged(tables.claims, ROWS)}
+USED = [run for run in ROWS if run["run"] in NEEDED]
 SCALE = tables.scale_name
 GPUS = len(glob(os.path.join(os.sep, "dev", "nvidia[0-9]*"))) if config["gpus"] == "auto" else config["gpus"]
 if GPUS and workflow.local_exec:

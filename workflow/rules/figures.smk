@@ -79,7 +79,7 @@ rule publish:
     input:
         claims=f"paper_figures/{SCALE}/claims.md",
         shown=shown("remoe") + shown("rmoe"),
-        records=files_of(ROWS, *MEASURED),
+        records=files_of(USED, *MEASURED),
     output:
         touch(f"results/{SCALE}/published"),
     log:
@@ -87,7 +87,7 @@ rule publish:
     conda:
         "../../envs/analysis.yaml"
     params:
-        runs=with_folders(ROWS),
+        runs=with_folders(USED),
         destination=f"paper_figures/published/{SCALE}",
         readme=str(WORKFLOW.parent / "README.md") if SCALE == "laptop" else None,
     script:

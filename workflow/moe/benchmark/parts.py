@@ -1,7 +1,6 @@
 """The four parts of the benchmark, each a list of rows for the table."""
 
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from moe.accounting import training_flops, utilisation
 from moe.benchmark.paths import paths
 from moe.benchmark.steps import Shape, deepspeed_moe, mixtral, ours
 from moe.benchmark.turns import in_turns, speed_ratio
+from moe.devices import peak_memory
 from moe.routers import ROUTERS
 
 # the shape at which peers are compared, and a quarter of its batch for all routers side by side
@@ -25,18 +25,19 @@ ROUTED = Shape(PEERS | {"vocabulary": 2048, "batch": 4})
 TINY = Shape(vocabulary=64, width=16, layers=2, heads=2, kv_heads=1)
 TINY |= dict(expert_width=16, experts=4, top_k=2, batch=2, sequence=16)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CLOSELY = ("relu", "rmoe")  # the papers' own, whose cost is a claim: more turns
 PATHS = [(1, 1), (8, 1), (8, 2), (32, 1), (32, 2), (128, 2)]  # E, k
 
 
 def routers_part(device: torch.device, rounds: int, dtype: str, tiny: bool) -> list[dict[str, Any]]:
-    """Every router's train step, its memory, and its speed over plain top-k of the same normalisation."""
-    shape = TINY if tiny else ROUTED
-    steps = {n: ours(shape, {"name": n}, DTYPES[dtype], device) for n in ROUTERS}
-    seconds = in_turns(steps, rounds)
-    rows = []
+    """Every router's train step and memory, and its speed over top-k with the same normalisation, pair by pair."""
+    shape, rows = TINY if tiny else ROUTED, []
     for name in ROUTERS:
-        row = _row("routers", name, dtype, shape, seconds[name], rounds)
-        row |= _ratio(seconds, name, "smoe" if ROUTERS[name].get("normalise") == "chosen" else "topk")
+        baseline = "smoe" if ROUTERS[name].get("normalise") == "chosen" else "topk"
+        steps = {router: ours(shape, {"name": router}, DTYPES[dtype], device) for router in {name, baseline}}
+        turns = 3 * rounds if name in CLOSELY else rounds
+        seconds = in_turns(steps, turns)
+        row = _row("routers", name, dtype, shape, seconds[name], turns) | _ratio(seconds, name, baseline)
         row["active_experts"] = steps[name].statistics["active_experts"]
         row["peak_memory_mib"] = _memory(["router", name, dtype], device, tiny)
         rows.append(row)
@@ -68,8 +69,8 @@ def peers_part(device: torch.device, rounds: int, dtype: str, tiny: bool) -> lis
         steps["ours", name] = ours(shape, {"name": "topk"}, kind, device)
         for one in implementations:
             steps[f"Mixtral, {one}", name] = mixtral(shape, one, kind, device)
-        steps["DeepSpeed MoE", name] = deepspeed_moe(shape, True, kind, device)
-        steps["DeepSpeed MoE, no token dropped", name] = deepspeed_moe(shape, False, kind, device)
+        steps["Mixtral, DeepSpeed MoE", name] = deepspeed_moe(shape, True, kind, device)
+        steps["Mixtral, DeepSpeed MoE, no token dropped", name] = deepspeed_moe(shape, False, kind, device)
     seconds = in_turns(steps, rounds)
     fastest = min((s for s in steps if s[0] != "ours"), key=lambda s: statistics.median(seconds[s]))
     rows = []
@@ -135,9 +136,8 @@ def memory_of(what: list[str], device: torch.device, tiny: bool) -> float:
     step = ours(TINY if tiny else ROUTED, {"name": name}, DTYPES[dtype], device)
     for _ in range(3):
         step()
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    peak = 1024 * peak_memory(device)
+    return peak if device.type == "cuda" else peak - before
 
 
 def _host_syncs(step) -> int:

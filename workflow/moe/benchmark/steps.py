@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from deepspeed.moe.layer import MoE
-from deepspeed.utils import groups
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import MixtralConfig, MixtralForCausalLM
@@ -67,6 +66,8 @@ def ours(shape: Shape, router: dict[str, Any], dtype: torch.dtype, device: torch
             step()
             if abs(step.statistics["sparsity"] - target) < SETTLED:
                 break
+        for group in engine.optimizer.param_groups:  # all the work goes on, but the activity stays
+            group["lr"] = 0.0
     return step
 
 
@@ -85,7 +86,7 @@ def plain(model: nn.Module, losses: Callable[[Tensor], Tensor], shape: Shape, de
     return step
 
 
-def mixtral(shape: Shape, experts: str, dtype: torch.dtype, device: torch.device) -> Step:
+def mixtral_model(shape: Shape, experts: str, balanced: bool) -> MixtralForCausalLM:
     """transformers' Mixtral of the same shape; `experts` is one of its implementations."""
     torch.manual_seed(0)
     config = MixtralConfig(
@@ -98,7 +99,7 @@ def mixtral(shape: Shape, experts: str, dtype: torch.dtype, device: torch.device
         num_local_experts=shape["experts"],
         num_experts_per_tok=shape["top_k"],
         max_position_embeddings=shape["sequence"],
-        output_router_logits=True,
+        output_router_logits=balanced,
         router_aux_loss_coef=BALANCE,
         sliding_window=None,
         tie_word_embeddings=False,
@@ -106,7 +107,12 @@ def mixtral(shape: Shape, experts: str, dtype: torch.dtype, device: torch.device
         attn_implementation="sdpa",
         experts_implementation=experts,
     )
-    model = MixtralForCausalLM(config).to(device, dtype).train()
+    return MixtralForCausalLM(config).train()
+
+
+def mixtral(shape: Shape, experts: str, dtype: torch.dtype, device: torch.device) -> Step:
+    """Its train step."""
+    model = mixtral_model(shape, experts, True).to(device, dtype)
 
     def losses(tokens_BS: Tensor) -> Tensor:
         # `labels` are shifted by the model itself: the last target would be lost
@@ -118,7 +124,7 @@ def mixtral(shape: Shape, experts: str, dtype: torch.dtype, device: torch.device
 
 
 class DeepSpeedExperts(nn.Module):
-    """DeepSpeed's MoE layer where Decoder has a feed-forward; keeps the balance loss of its last call."""
+    """DeepSpeed's MoE layer in the place of Mixtral's; keeps the balance loss of its last call."""
 
     def __init__(self, shape: Shape, drop: bool):
         super().__init__()
@@ -132,22 +138,23 @@ class DeepSpeedExperts(nn.Module):
 
 
 def deepspeed_moe(shape: Shape, drop: bool, dtype: torch.dtype, device: torch.device) -> Step:
-    """Our decoder with DeepSpeed's MoE layers; `drop`: its default capacity, else no token is dropped."""
+    """transformers' Mixtral with DeepSpeed's MoE layers; `drop`: their default capacity, else no token is dropped."""
     if not torch.distributed.is_initialized():
         init_ranks(device)
-    torch.manual_seed(0)
-    dense = shape.model | {"experts": 1, "top_k": 1}
-    model = Decoder(**dense, router={"name": "none"}).train()
-    for block in model.blocks:
-        block.feed_forward = DeepSpeedExperts(shape, drop)
-        block.feed_forward.layer.set_deepspeed_parallelism()
+    model = mixtral_model(shape, "eager", False)
+    layers = []
+    for block in model.model.layers:
+        block.mlp = DeepSpeedExperts(shape, drop)
+        block.mlp.layer.set_deepspeed_parallelism()
+        layers.append(block.mlp)
     model = model.to(device, dtype)
 
     def losses(tokens_BS: Tensor) -> Tensor:
-        loss, _ = model(tokens_BS[:, :-1], tokens_BS[:, 1:])
-        return loss + BALANCE * sum(block.feed_forward.balance for block in model.blocks)
+        logits_BSV = model(input_ids=tokens_BS[:, :-1]).logits
+        loss = F.cross_entropy(logits_BSV.float().flatten(0, 1), tokens_BS[:, 1:].flatten())
+        return loss + BALANCE * sum(layer.balance for layer in layers)
 
     return plain(model, losses, shape, device)
 
 
-__all__ = ["Shape", "deepspeed_moe", "groups", "mixtral", "ours"]
+__all__ = ["Shape", "deepspeed_moe", "mixtral", "ours"]
