@@ -25,10 +25,8 @@ try:
 except ValueError as error:
     sys.exit(f"error: {error}")
 
-# What some figure or claim shows; a row that none asks for is trained when its files are asked for by name.
-NEEDED = {run["run"] for figure in tables.figures for run in select(figure["runs"], ROWS)}
-NEEDED |= {run["run"] for run in runs_judged(tables.claims, ROWS)}
-USED = [run for run in ROWS if run["run"] in NEEDED]
+JUDGED, SHOWN = runs_judged(tables.claims, ROWS), [select(figure["runs"], ROWS) for figure in tables.figures]
+USED = [run for run in ROWS if run in sum(SHOWN, JUDGED)]  # the other rows are trained when asked for by name
 SCALE = tables.scale_name
 GPUS = len(glob(os.path.join(os.sep, "dev", "nvidia[0-9]*"))) if config["gpus"] == "auto" else config["gpus"]
 if GPUS and workflow.local_exec:
@@ -73,11 +71,10 @@ def spec_of(wildcards):
 
 
 def matched_by(wildcards):
-    """Files of the run whose compute this one is to match."""
-    folder = f"results/{SCALE}/runs/{tables.runs[wildcards.run]['matches']}/seed-{wildcards.seed}"
-    return (
-        expand(f"{folder}/{{name}}", name=["run.yaml", "metrics.csv"]) if tables.runs[wildcards.run]["matches"] else []
-    )
+    """Files of the run whose compute this one is to match, if any."""
+    folder = "results/{scale}/runs/{other}/seed-{seed}/"
+    other = [tables.runs[wildcards.run]["matches"]] if tables.runs[wildcards.run]["matches"] else []
+    return expand([folder + "run.yaml", folder + "metrics.csv"], other=other, scale=SCALE, seed=wildcards.seed)
 
 
 def corpus_of(wildcards):

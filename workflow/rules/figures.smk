@@ -56,7 +56,7 @@ rule draw_table:
 rule judge_claims:
     """Every claim of claims.tsv: what was reported, what was measured, the verdict."""
     input:
-        results=files_of(runs_judged(tables.claims, ROWS), *MEASURED),
+        results=files_of(JUDGED, *MEASURED),
         reported=reported_files(claim["reported"] for claim in tables.claims),
     output:
         md=report("paper_figures/{scale}/claims.md", caption="../report/claims.rst", category="claims"),
@@ -69,7 +69,7 @@ rule judge_claims:
         claims=tables.claims,
         scale=SCALE,
         reported=lambda wildcards: str(REPORTED),
-        runs=with_folders(runs_judged(tables.claims, ROWS)),
+        runs=with_folders(JUDGED),
     script:
         "../scripts/judge_claims.py"
 
