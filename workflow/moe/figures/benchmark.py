@@ -75,6 +75,7 @@ def picture(frame: pd.DataFrame) -> Picture:
         around[1] = around[1] - rows["ratio"]
         axis.errorbar(rows["ratio"], range(len(rows)), xerr=around, fmt="none", ecolor="#888888", elinewidth=1)
         axis.scatter(rows["ratio"], range(len(rows)), c=colours, s=14, zorder=3)
+        axis.set_xlim(0, 1.6 * max(1.0, rows["ratio"].max()))  # a hiccup of the machine may stretch an interval further
         axis.axvline(1, color="#444444", linewidth=0.8, linestyle="--")
         axis.set_yticks(range(len(rows)), names)
         axis.set_title(TITLES[part])
