@@ -13,5 +13,5 @@ def test_twenty_steps_are_those_that_are_stored(router):
     stored = json.loads(golden_losses.STORED.read_text())
     assert router in stored, "run `python tests/golden_losses.py`, and look at what changed"
     for step, (mine, reference) in enumerate(zip(golden_losses.losses(router), stored[router], strict=True)):
-        # another processor rounds otherwise, and rounding grows with the steps
-        assert mine == pytest.approx(reference, rel=2e-3), step
+        # another processor rounds otherwise, and rounding grows with the steps; rotary angles are float32 anyhow
+        assert mine == pytest.approx(reference, rel=1e-4), step
