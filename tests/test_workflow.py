@@ -87,7 +87,7 @@ def test_a_changed_row_reruns_its_own_run_and_what_shows_it(finished):
     table = folder / "config/runs.tsv"
     before = table.read_text()
     try:
-        table.write_text(before.replace("ReMoE\t", "ReMoE\tlambda_0: 1.0e-7"))
+        table.write_text(before.replace("ReMoE\t\t", "ReMoE\t\tlambda_0: 1.0e-7", 1))
         planned = jobs(snakemake(folder, "--dry-run"))
     finally:
         table.write_text(before)
