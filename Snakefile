@@ -11,6 +11,7 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/inputs.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
@@ -20,9 +21,7 @@ include: "workflow/rules/figures.smk"
 rule figures:
     """Every table, figure and verdict; with --config results=published those of the published results, untrained."""
     input:
-        shown("remoe"),
-        shown("rmoe"),
-        f"paper_figures/{SCALE}/claims.md",
+        shown("remoe", "rmoe"),
 
 
 rule all:
@@ -34,13 +33,11 @@ rule all:
 rule remoe:
     input:
         shown("remoe"),
-        f"paper_figures/{SCALE}/claims.md",
 
 
 rule rmoe:
     input:
         shown("rmoe"),
-        f"paper_figures/{SCALE}/claims.md",
 
 
 onstart:
