@@ -71,7 +71,7 @@ rule judge_claims:
         claims=tables.claims,
         scale=SCALE,
         reported=lambda wildcards: str(REPORTED),
-        runs=with_folders(runs_judged(tables.claims, ROWS)),
+        runs=with_folders(JUDGED),
     script:
         "../scripts/judge_claims.py"
 
