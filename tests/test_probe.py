@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_run import SEQUENCE, TinyCorpus, tiny_run
+from tiny_run import SEQUENCE, TinyCorpus, tiny_run, write_corpus, write_run
 
 from moe import probe, statistics
 from moe.routers import ROUTERS
@@ -127,6 +127,46 @@ def test_statistics_of_a_case_known_by_hand():
     assert statistics.sparsity(gates_TE) == 8 / 12
     occurrences = pd.DataFrame({"domain": [0, 1, 1], "token": [7, 7, 8], "occurrences": [2, 1, 1]})
     routes = routes.assign(layer=0)
-    shares = statistics.routed_shares(routes, occurrences)
-    assert shares["share"].tolist() == [1.0, 0.5, 0.5]
-    assert statistics.active_experts(routes, occurrences)["active"].tolist() == [1.5, 0.5]
+    counts = statistics.domain_counts(routes, occurrences, layers=1, experts=3)
+    assert (counts["routed"] / counts["tokens"]).tolist() == [1.0, 0.5, 0, 0, 0, 0.5]
+    assert counts.groupby("domain")["routed"].sum().tolist() == [3, 1]  # figure 12: 1.5 and 0.5 a token
+    activity = statistics.token_activity(routes, occurrences, layers=1)
+    assert activity.to_dict("list") == {"token": [7, 8], "occurrences": [3, 1], "active": [4 / 3, 0.0]}
+    top = statistics.top_tokens(routes, occurrences, least=3)
+    assert top[["expert", "place", "token"]].values.tolist() == [[0, 1, 7], [1, 1, 7], [2, 1, 7]]
+    assert top["share"].tolist() == [2 / 3, 1 / 3, 1 / 3]
+    assert statistics.top_tokens(routes, occurrences, least=4).empty
+
+
+def test_an_expert_lists_its_most_faithful_tokens_first():
+    routes = pd.DataFrame(
+        [(0, 0, t, 0, n, 1.0) for t, n in ((1, 20), (2, 30), (3, 9), (4, 15), (5, 1))], columns=statistics.ROUTES
+    )
+    occurrences = pd.DataFrame({"domain": 0, "token": [1, 2, 3, 4, 5], "occurrences": [20, 30, 9, 30, 10]})
+    top = statistics.top_tokens(routes, occurrences, count=3)
+    assert top["token"].tolist() == [2, 1, 4]  # 1.0 of 30, 1.0 of 20, 0.5 of 30; token 3 is too rare
+    assert top["place"].tolist() == [1, 2, 3]
+
+
+def test_the_command_writes_the_small_tables_and_the_whole_on_demand(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus")
+    for router in ("relu", "none"):
+        folder = tmp_path / router
+        write_run(folder, corpus, router)
+        assert probe.main([str(folder), str(tmp_path / "corpus"), "--output", str(folder)]) == 0
+        assert not (folder / "routing.parquet").exists()
+        assert probe.main([str(folder), str(tmp_path / "corpus"), "--output", str(folder), "--whole"]) == 0
+        routing = pd.read_csv(folder / "routing.csv")
+        activity = pd.read_csv(folder / "token_activity.csv", keep_default_na=False)
+        whole = pd.read_parquet(folder / "routing.parquet")
+        assert routing["routed"].sum() == whole["routed"].sum()
+        assert activity["occurrences"].sum() == pd.read_parquet(folder / "occurrences.parquet")["occurrences"].sum()
+        assert len(routing) == (2 * 2 * 4 if router == "relu" else 0)  # layers, domains, experts
+        assert (activity["text"] != "").all()
+        assert list(pd.read_csv(folder / "top_tokens.csv").columns)[:5] == [
+            "layer",
+            "expert",
+            "place",
+            "token",
+            "text",
+        ]

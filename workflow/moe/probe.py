@@ -1,6 +1,10 @@
 """How a snapshot routes the test text, counted by layer, domain, token and expert.
 
-    python -m moe.probe RUN CORPUS --output routing.parquet --occurrences occurrences.parquet
+    python -m moe.probe RUN CORPUS --output FOLDER [--whole]
+
+writes what the figures read: routing.csv (by layer, domain and expert), token_activity.csv (by token id) and
+top_tokens.csv (an expert's most faithful tokens); with --whole also all that was counted, which may be large:
+routing.parquet and occurrences.parquet.
 
 Letters: B windows, S tokens of a window, T = B·S, E experts, L layers.
 """
@@ -18,7 +22,8 @@ import torch
 
 from moe import statistics
 from moe.command_line import exit_code, progress
-from moe.finished import FinishedRun, batched, open_run, parser_of
+from moe.data import Corpus
+from moe.finished import FinishedRun, batched, open_run, parser_of, write_csv
 
 PENDING_ROWS = 2**20  # counted rows of a layer that wait to be added up: bounds the memory besides the result
 DOMAIN = pa.dictionary(pa.int16(), pa.string())
@@ -101,11 +106,32 @@ def write_parquet(path: Path, schema: pa.Schema, tables: list[pd.DataFrame], dom
     os.replace(partial, path)
 
 
+def spelled(corpus: Corpus, tokens: pd.Series) -> list[str]:
+    """The text of token ids; a special token, which decodes to nothing, by its name."""
+    text = corpus.tokenizer
+    return [text.decode([token]) or text.tokenizer.id_to_token(int(token)) or "" for token in tokens]
+
+
+def summaries(run: FinishedRun, layers: list[pd.DataFrame], occurrences: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The small tables that figures read, by file name; without rows where the model is dense."""
+    model, domains = run.spec["model"], dict(enumerate(run.corpus.domains))
+    experts = model.get("experts", 1) * model.get("granularity", 1)
+    none = pd.DataFrame(columns=statistics.ROUTES, dtype=np.int64)
+    routes = pd.concat([none, *(table.assign(layer=layer) for layer, table in enumerate(layers))])
+    counts = statistics.domain_counts(routes, occurrences, layers=len(layers), experts=experts)
+    activity = statistics.token_activity(routes, occurrences, layers=len(layers))
+    top = statistics.top_tokens(routes, occurrences)
+    activity.insert(1, "text", spelled(run.corpus, activity["token"]))
+    top.insert(4, "text", spelled(run.corpus, top["token"]))
+    counts["domain"] = counts["domain"].map(domains)
+    return {"routing.csv": counts, "token_activity.csv": activity, "top_tokens.csv": top}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; 2 and one sentence for an error of the user."""
     parser = parser_of(__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="routing.parquet")
-    parser.add_argument("--occurrences", type=Path, required=True, help="occurrences.parquet")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the tables")
+    parser.add_argument("--whole", action="store_true", help="also write all that was counted, as Parquet")
     parser.add_argument("--split", default="test", choices=["train", "valid", "test"])
     options = parser.parse_args(arguments)
 
@@ -113,9 +139,12 @@ def main(arguments: list[str] | None = None) -> int:
         run = open_run(options.run, options.corpus, snapshots=options.snapshot, device=options.device)
         # One table has one snapshot: the last of the run unless another is asked for.
         layers, occurrences = probe(run, run.snapshots[-1], split=options.split)
-        routes = [table.assign(layer=layer) for layer, table in enumerate(layers)]
-        write_parquet(options.occurrences, OCCURRENCES, [occurrences], run.corpus.domains)
-        write_parquet(options.output, ROUTES, routes, run.corpus.domains)
+        for name, table in summaries(run, layers, occurrences).items():
+            write_csv(options.output / name, list(table.columns), table.to_dict("records"))
+        if options.whole:
+            routes = [table.assign(layer=layer) for layer, table in enumerate(layers)]
+            write_parquet(options.output / "occurrences.parquet", OCCURRENCES, [occurrences], run.corpus.domains)
+            write_parquet(options.output / "routing.parquet", ROUTES, routes, run.corpus.domains)
         tokens = occurrences["occurrences"].sum()
         for layer, table in enumerate(layers):
             print(f"layer {layer}: {table['routed'].sum() / tokens:.3f} experts a token")

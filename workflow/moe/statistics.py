@@ -39,20 +39,44 @@ def count_routes(gates_TE: np.ndarray, domain_T: np.ndarray, token_T: np.ndarray
     return pd.DataFrame({"domain": domain, "token": token, "expert": expert, "routed": routed, "gate": gate})
 
 
-def routed_shares(routes: pd.DataFrame, occurrences: pd.DataFrame) -> pd.DataFrame:
-    """Share of a domain's tokens that each expert of each layer gets: layer, domain, expert, share (ReMoE, fig 9).
+def domain_counts(routes: pd.DataFrame, occurrences: pd.DataFrame, *, layers: int, experts: int) -> pd.DataFrame:
+    """Columns layer, domain, expert, routed (count), gate (sum), tokens (of the domain): every expert, idle ones too.
 
-    A layer's shares add up to its mean number of active experts. An expert that got nothing has no row.
+    routed / tokens is the share of a domain's tokens that an expert gets (ReMoE, figures 8, 9, 11); a layer's shares add
+    up to its mean number of active experts (figure 12).
     """
-    tokens = occurrences.groupby("domain", observed=True)["occurrences"].sum()
-    keys = ["layer", "domain", "expert"]
-    shares = routes.groupby(keys, observed=True)["routed"].sum().rename("share").reset_index()
-    shares["share"] /= shares["domain"].map(tokens).astype(float)
-    return shares
+    tokens = occurrences.groupby("domain", observed=True)["occurrences"].sum().rename("tokens")
+    every = pd.MultiIndex.from_product(
+        [range(layers), tokens.index, range(experts)], names=["layer", "domain", "expert"]
+    )
+    counts = routes.groupby(["layer", "domain", "expert"], observed=True)[["routed", "gate"]].sum()
+    counts = counts.reindex(every, fill_value=0).reset_index()
+    return counts.assign(tokens=counts["domain"].map(tokens).astype(int))
 
 
-def active_experts(routes: pd.DataFrame, occurrences: pd.DataFrame) -> pd.DataFrame:
-    """Mean number of experts that a token of a domain activates in a layer: layer, domain, active (ReMoE, fig 12)."""
-    shares = routed_shares(routes, occurrences)
-    sums = shares.groupby(["layer", "domain"], observed=True)["share"].sum()
-    return sums.rename("active").reset_index()
+def token_activity(routes: pd.DataFrame, occurrences: pd.DataFrame, *, layers: int) -> pd.DataFrame:
+    """Columns token, occurrences, active: experts that a token id activates, mean over its occurrences and layers.
+
+    Figure 7 of ReMoE. An id that was routed nowhere has 0.
+    """
+    seen = occurrences.groupby("token")["occurrences"].sum()
+    routed = routes.groupby("token")["routed"].sum().reindex(seen.index, fill_value=0)
+    return pd.DataFrame({"occurrences": seen, "active": routed / (seen * max(1, layers))}).reset_index()
+
+
+def top_tokens(routes: pd.DataFrame, occurrences: pd.DataFrame, *, count: int = 8, least: int = 10) -> pd.DataFrame:
+    """Columns layer, expert, place, token, routed, occurrences, share: the tokens that an expert takes most faithfully.
+
+    share = times routed there / occurrences of the id (ReMoE, table 12). Ids that occur fewer than `least` times are
+    left out, for which a share of 1 says little; among equal shares the more frequent id comes first.
+    """
+    seen = occurrences.groupby("token")["occurrences"].sum()
+    taken = routes.groupby(["layer", "expert", "token"])["routed"].sum().reset_index()
+    taken["occurrences"] = taken["token"].map(seen).astype(int)
+    taken["share"] = taken["routed"] / taken["occurrences"]
+    taken = taken[taken["occurrences"] >= least]
+    order = ["layer", "expert", "share", "occurrences", "token"]
+    taken = taken.sort_values(order, ascending=[True, True, False, False, True])
+    taken["place"] = taken.groupby(["layer", "expert"]).cumcount() + 1
+    columns = ["layer", "expert", "place", "token", "routed", "occurrences", "share"]
+    return taken.loc[taken["place"] <= count, columns].reset_index(drop=True)

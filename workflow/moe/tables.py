@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moe import table_checks
+from moe.run_columns import shown_options
 from moe.table_checks import DENSE, check_match, check_row, check_schema, check_setup, pick
 from moe.table_files import load_yaml, parse_options, read_tsv
 
@@ -20,7 +21,7 @@ TRAINING_MODULES += ("attention.py", "loss.py", "monitors.py", "data/windows.py"
 class Tables:
     """Everything that the tables say at one scale.
 
-    runs: name -> row joined with paper, size and the setup's name; figures, claims: rows in order.
+    runs: name -> row joined with the setup's paper and size and with `shown_options`; figures, claims: rows in order.
     Raises ValueError naming file, row, column, value, what was expected and the nearest valid name.
     """
 
@@ -103,7 +104,8 @@ class Tables:
             row["options"] = parse_options(row["options"], f"{where}, column options")
             check_row(row, self.scaled[row["setup"]], where, self.config["ranks"])
             setup = self.setups[row["setup"]]
-            runs[row["run"]] = row | {"paper": setup["paper"], "size": setup["size"]}
+            shown = shown_options(row["router"], row["options"])
+            runs[row["run"]] = row | shown | {"paper": setup["paper"], "size": setup["size"]}
         for name, row in runs.items():
             check_match(row, runs, f"{path}, row {name}")
         return runs
