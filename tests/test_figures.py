@@ -29,6 +29,9 @@ PICTURES = [name for name in ROWS if "/fig" in name]
 numbers = st.floats(-1e3, 1e3)
 
 
+NOT_MEASURED = ("remoe/table12",)  # shares of other tokens
+
+
 def drawn(name, runs, results, folder, suffixes, scale="laptop"):
     """Draw one row; returns the paths, by suffix."""
     row = ROWS[name] if isinstance(name, str) else name
@@ -148,8 +151,8 @@ def test_printed_numbers_are_matched_by_columns():
         ),
         (
             "remoe_table3",
-            "{lambda0: lambda0}",
-            {"options": "lambda0: 1.0e-16"},
+            "{lambda0: lambda_0}",
+            {"lambda_0": 1e-16},
             "settling_time",
             "138",
         ),
@@ -200,9 +203,11 @@ def test_numbers_are_compared_as_numbers(value):
 
 def test_difference_is_measured_minus_reported_and_empty_where_not_run(made, tmp_path):
     for name in TABLES:
+        if name in NOT_MEASURED:
+            continue
         table = pd.read_csv(drawn(name, *made, tmp_path, "csv")["csv"])
         both = table.dropna(subset=["reported", "measured"])
-        assert len(both)
+        assert len(both) or name == "remoe/table11"  # which prints nothing but tasks that were not run
         assert np.allclose(both["difference"], both["measured"] - both["reported"].astype(float))
         one = table[table["reported"].isna() | table["measured"].isna()]
         assert one["difference"].isna().all()
@@ -273,7 +278,8 @@ def test_rmoe_table3_is_ordered_as_in_the_paper(made, tmp_path):
 def test_rows_follow_the_paper_whatever_the_order_of_the_runs(made, tmp_path):
     runs, folder = made
     table = cells(drawn("remoe/table2", runs[::-1], folder, tmp_path, "csv"))
-    assert list(dict.fromkeys(row for row, _ in table.index)) == ["Dense", "dMoE", "ReMoE"]
+    order = ["Dense", "Hash", "Lory", "SparseMixer-v2", "EC", "dMoE", "ReMoE"]
+    assert list(dict.fromkeys(row for row, _ in table.index)) == order
     table = cells(drawn("rmoe/table3", runs[::-1], folder, tmp_path, "csv"))
     rows = list(dict.fromkeys(row for row, _ in table.index))
     assert rows == ["20B, SMoE", "20B, RMoE", "40B, SMoE", "40B, RMoE"]
@@ -336,7 +342,7 @@ def test_figures_take_several_seeds_and_short_runs(name, seeded, tmp_path):
 def test_fig3_has_every_step_and_the_moments_from_step_100_on(made, tmp_path):
     data = pd.read_csv(drawn("remoe/fig3", *made, tmp_path, "csv")["csv"])
     metrics = pd.read_csv(made[1] / "runs/remoe-182m-relu/seed-0/metrics.csv")
-    assert data["sparsity"].tolist() == metrics["sparsity"].tolist()
+    assert np.allclose(data["sparsity"], metrics["sparsity"], rtol=1e-5)
 
 
 def test_fig4_separates_the_loss_from_its_coefficient(made, tmp_path):
@@ -361,7 +367,7 @@ def test_every_kind_and_metric_is_there():
     for kind in KINDS.values():
         module, function = kind.draws.split(":")
         assert callable(getattr(importlib.import_module(f"moe.figures.{module}"), function))
-    assert all(metric.printed and callable(metric.read) for metric in METRICS.values())
+    assert all(metric.header and callable(metric.read) for metric in METRICS.values())
 
 
 def test_importing_the_checks_is_cheap():

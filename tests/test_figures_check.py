@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_results import remoe, rmoe
+from made_results import rows
 
 from moe.figures import check_figures, draw, select
 from moe.figures.check import text
@@ -12,19 +12,12 @@ from moe.figures.check import text
 ROOT = Path(__file__).parent.parent
 REPORTED = ROOT / "config/reported"
 ROWS = pd.read_csv(ROOT / "config/figures.tsv", sep="\t", dtype=str, keep_default_na=False).to_dict("records")
-RUNS = [
-    {**run, "folder": "results/x"}
-    for run in (
-        remoe("none", "Dense", 1),
-        remoe("topk", "dMoE"),
-        remoe("relu", "ReMoE"),
-        rmoe("smoe", "SMoE"),
-        rmoe("rmoe", "RMoE"),
-    )
-]
+RUNS = [{**run, "folder": "results/x"} for run in rows()]
 TABLE2 = next(row for row in ROWS if row["figure"] == "table2")
 FIG3 = next(row for row in ROWS if row["figure"] == "fig3")
 TABLE1 = next(row for row in ROWS if row["figure"] == "table1")
+FIG9 = next(row for row in ROWS if row["figure"] == "fig9")
+FIG6A = next(row for row in ROWS if row["figure"] == "fig6a")
 FIG5 = next(row for row in ROWS if row["figure"] == "fig5")
 
 
@@ -34,9 +27,9 @@ def test_the_tables_of_the_project_pass():
 
 def test_a_query_sees_numbers_as_numbers_and_keeps_the_order():
     as_text = [{**run, "experts": str(run["experts"])} for run in RUNS]
-    chosen = select("experts == 8 and paper == 'remoe'", as_text)
-    assert [run["label"] for run in chosen] == ["dMoE", "ReMoE"]
-    assert chosen[0] is as_text[1]
+    chosen = select("experts == 8 and setup == 'remoe-469m'", as_text)
+    assert [run["label"] for run in chosen] == ["ReMoE", "MoE"]
+    assert chosen[0] is next(run for run in as_text if run["run"] == "remoe-469m-relu")
     assert select("", as_text) == []
 
 
@@ -58,6 +51,12 @@ def test_a_query_sees_numbers_as_numbers_and_keeps_the_order():
         (TABLE1, {"y": "active_parms"}, ["column y", "'active_params'"]),
         (FIG3, {"x": "stpe"}, ["column x", "'stpe'", "'step'"]),
         (FIG5, {"y": "los"}, ["column y", "'los'", "'loss'"]),
+        (FIG9, {"x": "end"}, ["column x", "'end'", "'ends'"]),
+        (FIG9, {"runs": ""}, ["column runs", "selects no run"]),
+        (FIG6A, {"x": "sise"}, ["column x", "'sise'", "'size'"]),
+        (FIG6A, {"y": "valid_los"}, ["column y", "'valid_loss'"]),
+        (TABLE2, {"runs": "alhpa == 1.2"}, ["column runs", "'alhpa'", "'alpha'"]),
+        (FIG5, {"hue": "label lable"}, ["column hue", "'lable'", "'label'"]),
         (FIG5, {"hue": "lable"}, ["column hue", "'lable'", "'label'"]),
         (TABLE2, {"reported": "remoe_tabel2"}, ["column reported", "'remoe_table2'"]),
         (TABLE2, {"match": "{ruoter: router}"}, ["column match", "'ruoter'", "'router'"]),

@@ -6,6 +6,7 @@ import torch
 
 from moe.accounting import parameter_counts, training_flops
 from moe.model import Decoder
+from moe.routers import build_router
 from moe.routers.relu import ReLU
 from moe.routers.topk import TopK
 
@@ -31,4 +32,29 @@ def gate_functions(points: int = 801, reach: float = 3.0) -> list[dict[str, floa
     return [
         {"score": s, "topk": t, "relu": r}
         for s, t, r in zip(scores_T.tolist(), topk_T.tolist(), relu_T.tolist(), strict=True)
+    ]
+
+
+@torch.no_grad()
+def routing_example(tokens: int = 3, experts: int = 4, width: int = 16, seed: int = 0) -> list[dict[str, float]]:
+    """Scores and weights of a few tokens by both routers, from one small forward pass (ReMoE, figure 1).
+
+    Random token vectors and one random linear layer of scores for both, so nothing was trained and no scale enters.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        x_TD = torch.randn(tokens, width)
+        topk, relu = (
+            build_router(name, layers=1, width=width, experts=experts, top_k=1).eval() for name in ("topk", "relu")
+        )
+        weight_ED = torch.randn(experts, width) / width**0.5
+    for router in (topk, relu):
+        for parameter in router.scores.parameters():
+            parameter.copy_(weight_ED.view_as(parameter))
+    scores_TE = relu.scores(x_TD, 0)
+    topk_TE, relu_TE = (router(x_TD, 0).gates_TE for router in (topk, relu))
+    return [
+        {"token": t, "expert": e, "score": s.item(), "topk": topk_TE[t, e].item(), "relu": relu_TE[t, e].item()}
+        for t, row in enumerate(scores_TE)
+        for e, s in enumerate(row)
     ]

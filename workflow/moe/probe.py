@@ -3,7 +3,7 @@
     python -m moe.probe RUN CORPUS --output FOLDER [--whole]
 
 writes what the figures read: routing.csv (by layer, domain and expert), token_activity.csv (by token id) and
-top_tokens.csv (an expert's most faithful tokens); with --whole also all that was counted, which may be large:
+top_tokens.csv (an expert's most faithful tokens); with --whole instead all that was counted, which may be large:
 routing.parquet and occurrences.parquet.
 
 Letters: B windows, S tokens of a window, T = B·S, E experts, L layers.
@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; 2 and one sentence for an error of the user."""
     parser = parser_of(__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the tables")
-    parser.add_argument("--whole", action="store_true", help="also write all that was counted, as Parquet")
+    parser.add_argument("--whole", action="store_true", help="all that was counted, as Parquet")
     parser.add_argument("--split", default="test", choices=["train", "valid", "test"])
     options = parser.parse_args(arguments)
 
@@ -139,9 +139,10 @@ def main(arguments: list[str] | None = None) -> int:
         run = open_run(options.run, options.corpus, snapshots=options.snapshot, device=options.device)
         # One table has one snapshot: the last of the run unless another is asked for.
         layers, occurrences = probe(run, run.snapshots[-1], split=options.split)
-        for name, table in summaries(run, layers, occurrences).items():
-            write_csv(options.output / name, list(table.columns), table.to_dict("records"))
-        if options.whole:
+        if not options.whole:
+            for name, table in summaries(run, layers, occurrences).items():
+                write_csv(options.output / name, list(table.columns), table.to_dict("records"))
+        else:
             routes = [table.assign(layer=layer) for layer, table in enumerate(layers)]
             write_parquet(options.output / "occurrences.parquet", OCCURRENCES, [occurrences], run.corpus.domains)
             write_parquet(options.output / "routing.parquet", ROUTES, routes, run.corpus.domains)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 
+# Files of a run that are published compressed, because they have a row a step, a document, a window or a token id.
+GZIPPED = ("metrics.csv", "samples.csv", "validation_windows.csv", "token_activity.csv")
 RECORDS = ("run.yaml", "done.json", "validation.csv", "scores.csv")  # the small files of a run
 BEGIN, END = "<!-- verdicts: begin -->", "<!-- verdicts: end -->"
 PAPERS = {"remoe": "ReMoE", "rmoe": "RMoE"}

@@ -42,8 +42,8 @@ def count_routes(gates_TE: np.ndarray, domain_T: np.ndarray, token_T: np.ndarray
 def domain_counts(routes: pd.DataFrame, occurrences: pd.DataFrame, *, layers: int, experts: int) -> pd.DataFrame:
     """Columns layer, domain, expert, routed (count), gate (sum), tokens (of the domain): every expert, idle ones too.
 
-    routed / tokens is the share of a domain's tokens that an expert gets (ReMoE, figures 8, 9, 11); a layer's shares add
-    up to its mean number of active experts (figure 12).
+    routed / tokens is the share of a domain's tokens that an expert gets (ReMoE, figures 8, 9, 11); a layer's shares
+    add up to its mean number of active experts (figure 12).
     """
     tokens = occurrences.groupby("domain", observed=True)["occurrences"].sum().rename("tokens")
     every = pd.MultiIndex.from_product(

@@ -11,15 +11,17 @@ sys.path.insert(0, str(WORKFLOW))
 # Every job, script or shell, imports the local package as `moe`; only the fetching rules may use a network.
 os.environ.update(PYTHONPATH=str(WORKFLOW), HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="true")
 
-from moe.claims import check_claims, runs_judged
-from moe.figures import check_figures, select
+from moe.claims import check_claims, files_judged, runs_judged
+from moe.figures import check_figures, files_drawn, select
+from moe.publish import GZIPPED
 from moe.tables import Tables
 
 try:
     tables = Tables(dict(config), WORKFLOW / "schemas")
     ROWS, REPORTED = list(tables.runs.values()), tables.folder / "reported"
     if workflow.is_main_process:
-        tables.check_deeply()
+        if config["results"] == "results":  # else nothing is trained, and what only a training needs may be absent
+            tables.check_deeply()
         check_figures(tables.figures, ROWS, REPORTED)
         check_claims(tables.claims, ROWS, REPORTED, tables.figures)
 except ValueError as error:
@@ -34,7 +36,9 @@ if GPUS and workflow.local_exec:
 CORES = workflow.cores if workflow.local_exec else 16  # of the jobs that use all
 MIRROR = ["--mirror", str(Path(config["mirror"]).resolve())] if config["mirror"] else []
 FETCHED = ["--fetched", "results/fetched/benchmarks"] if config["benchmarks"] == "fetch" else []
-MEASURED = ["done.json", "metrics.csv", "validation.csv", "validation_windows.csv", "scores.csv", "samples.csv"]
+# What figures and claims read: the results of this folder, or those that were published with the project.
+PUBLISHED = config["results"] == "published"
+RESULTS = f"paper_figures/published/{SCALE}" if PUBLISHED else f"results/{SCALE}"
 WHERE_TO_LOOK = f"""
 Verdicts: paper_figures/{SCALE}/claims.md
 Tables and figures: paper_figures/{SCALE}/remoe, paper_figures/{SCALE}/rmoe
@@ -96,45 +100,14 @@ def fetched_for(wildcards):
     return [f"results/fetched/{wildcards.corpus}/manifest.json"] if hub else []
 
 
-def figure_spec(wildcards):
-    """Row of figures.tsv."""
-    name = wildcards.get("figure") or wildcards.get("table")
-    return next(f for f in tables.figures if (f["paper"], f["figure"]) == (wildcards.paper, name))
-
-
 def with_folders(rows):
     """Rows of runs.tsv with where their results lie and which seeds count."""
-    folders = [f"results/{SCALE}/runs/{row['run']}" for row in rows]
+    folders = [f"{RESULTS}/runs/{row['run']}" for row in rows]
     return [row | {"folder": f, "seeds": list(tables.seeds)} for row, f in zip(rows, folders)]
 
 
 def files_of(rows, *names):
-    """Those files of every run and seed."""
+    """Those files of every run and seed; large ones are published compressed."""
+    names = [f"{name}.gz" if PUBLISHED and name in GZIPPED else name for name in names]
     rows = with_folders(rows)
     return [f"{row['folder']}/seed-{seed}/{name}" for row in rows for seed in tables.seeds for name in names]
-
-
-def rows_shown(wildcards):
-    """The runs that figures.tsv selects for this figure."""
-    return select(figure_spec(wildcards)["runs"], ROWS)
-
-
-def figure_inputs(wildcards):
-    """Files of the shown runs, or of no run at all."""
-    rows = rows_shown(wildcards)
-    return (
-        files_of(rows, *MEASURED)
-        if rows
-        else expand(f"results/{SCALE}/{{name}}.csv", name=["backbones", "gate_functions"])
-    )
-
-
-def reported_files(stems):
-    """The files of printed numbers that these cells of a table name."""
-    return sorted({f"{REPORTED}/{stem}.csv" for cell in stems for stem in cell.split()})
-
-
-def shown(paper):
-    """Every figure and table of a paper that figures.tsv lists."""
-    names = [f["figure"] for f in tables.figures if f["paper"] == paper]
-    return [f"paper_figures/{SCALE}/{paper}/{name}{'.svg' if name.startswith('fig') else '.md'}" for name in names]

@@ -47,13 +47,14 @@ rule evaluate:
 
 
 rule probe:
-    """Routing of test text by token, layer and domain."""
+    """Routing of test text: by layer, domain and expert; by token id; each expert's most faithful tokens."""
     input:
         done="results/{scale}/runs/{run}/seed-{seed}/done.json",
         corpus=corpus_of,
     output:
-        routing="results/{scale}/runs/{run}/seed-{seed}/routing.parquet",
-        occurrences="results/{scale}/runs/{run}/seed-{seed}/occurrences.parquet",
+        routing="results/{scale}/runs/{run}/seed-{seed}/routing.csv",
+        activity="results/{scale}/runs/{run}/seed-{seed}/token_activity.csv",
+        top="results/{scale}/runs/{run}/seed-{seed}/top_tokens.csv",
     log:
         "results/logs/{scale}/probe/{run}-{seed}.log",
     conda:
@@ -64,15 +65,36 @@ rule probe:
         run=subpath(input.done, parent=True),
         corpus=subpath(input.corpus, parent=True),
     shell:
-        "OMP_NUM_THREADS=1 python -m moe.probe {params.run} {params.corpus} --output {output.routing}"
-        " --occurrences {output.occurrences} &> {log}"
+        "OMP_NUM_THREADS=1 python -m moe.probe {params.run} {params.corpus} --output {params.run} &> {log}"
+
+
+rule probe_whole:
+    """All that the probe counts, which no figure needs: made where it is asked for by name."""
+    input:
+        done="results/{scale}/runs/{run}/seed-{seed}/done.json",
+        corpus=corpus_of,
+    output:
+        routing="results/{scale}/runs/{run}/seed-{seed}/routing.parquet",
+        occurrences="results/{scale}/runs/{run}/seed-{seed}/occurrences.parquet",
+    log:
+        "results/logs/{scale}/probe_whole/{run}-{seed}.log",
+    conda:
+        "../../envs/train.yaml"
+    resources:
+        gpu=1 if GPUS else 0,
+    params:
+        run=subpath(input.done, parent=True),
+        corpus=subpath(input.corpus, parent=True),
+    shell:
+        "OMP_NUM_THREADS=1 python -m moe.probe {params.run} {params.corpus} --output {params.run} --whole &> {log}"
 
 
 rule describe:
-    """What needs no training: the backbones' sizes, and both gates as functions of one score."""
+    """What needs no training: the backbones' sizes, both gates as functions of one score, both routings of a few tokens."""
     output:
         backbones="results/{scale}/backbones.csv",
         gates="results/{scale}/gate_functions.csv",
+        example="results/{scale}/routing_example.csv",
     log:
         "results/logs/{scale}/describe.log",
     conda:

@@ -9,6 +9,6 @@ draw(
     snakemake.params.runs,
     scale=snakemake.wildcards.scale,
     reported=Path(snakemake.params.reported),
-    results=Path("results") / snakemake.wildcards.scale,
+    results=Path(snakemake.params.results),
     outputs=list(snakemake.output),
 )

@@ -8,10 +8,11 @@ from importlib import import_module
 from pathlib import Path
 
 from moe.figures.check import check_figures, select
+from moe.figures.inputs import files_drawn
 from moe.figures.kinds import KINDS
 from moe.wrong import wrong
 
-__all__ = ["KINDS", "check_figures", "draw", "select"]
+__all__ = ["KINDS", "check_figures", "draw", "files_drawn", "select"]
 
 
 def draw(spec: dict, runs: list[dict], *, scale: str, reported: Path, results: Path, outputs: list) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from moe.figures.kinds import BACKBONE, KINDS, STEPS
+from moe.figures.kinds import BACKBONE, KINDS, LAYERS, STEPS
 from moe.figures.metrics import LOCAL, METRICS, TASK_NAMES
 from moe.figures.reported import columns_of, parse_match, stems
 from moe.wrong import wrong
@@ -114,6 +114,8 @@ def _check_axes(row: dict, kind, runs: list[dict], printed: set[str], *, file, n
         for word in words:
             if holds == "steps" and word not in STEPS:
                 raise wrong(file, name, column, word, "is no column of metrics.csv", STEPS)
+            if holds == "layers" and word not in LAYERS:
+                raise wrong(file, name, column, word, "is no choice of layers", LAYERS)
             if holds == "backbone" and word not in BACKBONE:
                 raise wrong(file, name, column, word, "is no number of a backbone", BACKBONE)
             if holds == "attributes" and word not in {*runs[0], "snapshot"}:
@@ -121,9 +123,9 @@ def _check_axes(row: dict, kind, runs: list[dict], printed: set[str], *, file, n
                 raise wrong(file, name, column, word, "is no column of the runs", names)
             if holds == "metrics":
                 check_metric(word, printed, file=file, name=name, column=column)
-    hue = text(row, "hue")
-    if hue and runs and hue not in runs[0]:
-        raise wrong(file, name, "hue", hue, "is no column of the runs", sorted(runs[0]))
+    for word in text(row, "hue").split():
+        if runs and word not in runs[0]:
+            raise wrong(file, name, "hue", word, "is no column of the runs", sorted(runs[0]))
 
 
 def check_metric(word: str, printed: set[str], *, file, name, column="metric") -> None:

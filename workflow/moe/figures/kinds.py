@@ -1,4 +1,4 @@
-"""What each kind of figure is drawn by and what its row of config/figures.tsv has to say."""
+"""What each kind of figure is drawn by, what its row of config/figures.tsv has to say, and which files it reads."""
 
 from typing import NamedTuple
 
@@ -8,18 +8,39 @@ class Kind(NamedTuple):
 
     draws: str
     needs_runs: bool
-    x: str  # what column x holds: "attributes", "metrics", "steps" or "" (nothing to say)
+    x: str  # what column x holds: "attributes", "metrics", "steps", "layers" or "" (nothing to say)
     y: str
+    reads: tuple[str, ...] = ()  # of each seed's folder; the metrics that a row names read theirs besides
+    of_scale: tuple[str, ...] = ()  # of results/{scale}
 
 
+STEP_ROWS, PROBED = ("metrics.csv",), ("routing.csv",)
 KINDS = {
-    "table": Kind("tables:runs_table", True, "attributes", "metrics"),
-    "backbones": Kind("tables:backbones_table", False, "", "backbone"),
-    "gate-functions": Kind("gates:gate_functions", False, "", ""),
-    "sparsity": Kind("sparsity:sparsity", True, "steps", "steps"),
-    "stages": Kind("sparsity:stages", True, "steps", ""),
-    "curves": Kind("curves:curves", True, "steps", "steps"),
+    # tables
+    "table": Kind("tables:runs_table", True, "attributes", "metrics", ("validation.csv",)),
+    "backbones": Kind("tables:backbones_table", False, "", "backbone", of_scale=("backbones.csv",)),
+    "stage-hours": Kind("stage_hours:stage_hours", True, "", "", (*STEP_ROWS, "validation.csv")),
+    "speeds": Kind("speeds:speeds", False, "", "", of_scale=("speed.csv",)),
+    "faithful-tokens": Kind("tokens:faithful_tokens", True, "", "", ("top_tokens.csv",)),
+    # what needs no run
+    "routing-example": Kind("diagram:routing_example", False, "", "", of_scale=("routing_example.csv",)),
+    "gate-functions": Kind("gates:gate_functions", False, "", "", of_scale=("gate_functions.csv",)),
+    # over training
+    "sparsity": Kind("sparsity:sparsity", True, "steps", "steps", STEP_ROWS),
+    "stages": Kind("sparsity:stages", True, "steps", "", STEP_ROWS),
+    "curves": Kind("curves:curves", True, "steps", "steps", STEP_ROWS),
+    "flips": Kind("flips:flips", True, "steps", "", STEP_ROWS),
+    # over sizes
+    "scaling": Kind("scaling:scaling", True, "attributes", "metrics", ("validation.csv",)),
+    # over the probed text
+    "token-activity": Kind("tokens:token_activity_figure", True, "", "", ("token_activity.csv",)),
+    "expert-shares": Kind("shares:expert_heatmap", True, "", "", PROBED),
+    "layer-sparsity": Kind("shares:layer_sparsity_figure", True, "", "", PROBED),
+    "domain-shares": Kind("domains:domain_shares_figure", True, "layers", "", PROBED),
+    "domain-activity": Kind("domains:domain_activity", True, "", "", PROBED),
 }
+
+LAYERS = ("all", "ends")  # every layer, or the first, a middle and the last one
 
 # Columns of a run's metrics.csv that may stand on an axis (per-layer columns are not drawn so).
 STEPS = [
@@ -30,7 +51,9 @@ STEPS = [
     "learning_rate",
     "gradient_norm",
     "sparsity",
+    "active_experts",
     "l1_lambda",
+    "flip_rate",
     "valid_loss",
     "tokens_per_second",
     "mfu",

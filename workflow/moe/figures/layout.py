@@ -35,6 +35,14 @@ LATEX = {
     "·": r"$\cdot$",
     "†": r"\textsuperscript{\dag}",
     "λ": r"$\lambda$",
+    "α": r"$\alpha$",
+    "⁻": r"$^{-}$",
+    "³": r"$^{3}$",
+    "₀": r"$_{0}$",
+    "␣": r"\textvisiblespace{}",
+    "`": r"\textasciigrave{}",
+    "¾": r"$\frac{3}{4}$",
+    "≥": r"$\geq$",
 }
 
 
@@ -48,7 +56,7 @@ class Table:
     """A table of numbers that may be printed, measured, or both.
 
     rows     names of the rows, in order
-    columns  name -> (header, decimals), in order
+    columns  name -> (header, decimals), in order; a cell of another column stands in the CSV alone
     cells    tidy records with the keys COLUMNS; `reported`, `measured`, `difference`, `interval` are
              floats or None, `text` is the number as the paper printed it
     corner   what the row names are
@@ -128,7 +136,7 @@ class Table:
 
 
 def _interval(cell: dict):
-    if cell["measured"] is None or not cell["seeds"]:
+    if cell["measured"] is None:
         return None
     return "one seed" if cell["seeds"] == 1 else cell["interval"]
 

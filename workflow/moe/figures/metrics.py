@@ -5,11 +5,11 @@ from fnmatch import fnmatch
 from functools import partial
 from typing import NamedTuple
 
-from moe.figures.records import Record, snapshots_of, target_sparsity
-from moe.figures.stages import WINDOW, settling_steps
+from moe.figures import routing_metrics as routed
+from moe.figures import step_metrics as stepped
+from moe.figures.records import Record, snapshots_of
 
 LOCAL = "local_"  # how the tasks made from the corpus' own held-out text are named, never a benchmark
-EXCLUDED_STEPS = 100  # figure 3 of ReMoE leaves out the first 100 steps
 
 # A task as the papers name it -> the harness tasks that are it, most likely first. Which variant of
 # LAMBADA the papers used is not said; we take openai's.
@@ -33,53 +33,12 @@ class Metric(NamedTuple):
     header: str
     unit: str
     decimals: int
-    printed: str  # its name in column `metric` of the reported files
-
-
-def _validation(column: str, record: Record, snapshot: str) -> float | None:
-    frame = record.read("validation.csv")
-    rows = frame[(frame["snapshot"] == snapshot) & (frame["split"] == "valid")]
-    return float(rows[column].iloc[-1]) if len(rows) else None
-
-
-def _done(key: str, record: Record, snapshot: str) -> float | None:
-    import json
-
-    path = record.folder / "done.json"
-    if not path.is_file():
-        raise ValueError(f"run {record.run['run']}, seed {record.seed}: {path} is missing.")
-    value = json.loads(path.read_text()).get(key)
-    return None if value is None else value / 1e6
-
-
-def _seconds_per_step(record: Record, snapshot: str) -> float | None:
-    """Median over the steps, so that warm-up, checkpoints and a busy machine do not count."""
-    seconds = record.steps()["seconds"].median()
-    return None if seconds != seconds else float(seconds)
-
-
-def _memory(record: Record, snapshot: str) -> float | None:
-    most = record.steps()["memory_gib"].max()
-    return None if most != most else float(most) * 2**30 / 1e9
-
-
-def sparsities(record: Record):
-    """Sparsity of every step, a float64 array [steps]. Errors: ValueError if the router has none."""
-    series = record.steps()["sparsity"]
-    if series.isna().all():
-        raise ValueError(f"run {record.run['run']} has no sparsity: its router is no ReLU router.")
-    return series.to_numpy(dtype=float)
-
-
-def _settling(record: Record, snapshot: str) -> float | None:
-    return settling_steps(sparsities(record), target_sparsity(record.run))
-
-
-def _sparsity(record: Record, snapshot: str) -> float | None:
-    """Mean over the steps after stages I and II, at least 100 as in the paper; None if too few follow."""
-    series = sparsities(record)
-    start = max(EXCLUDED_STEPS, settling_steps(series, target_sparsity(record.run)) or 0)
-    return float(series[start:].mean()) if len(series) >= start + WINDOW else None
+    printed: str = ""  # its name in column `metric` of the reported files; empty: neither paper prints it
+    files: tuple[str, ...] = ("metrics.csv",)  # of a seed's folder, that it is read from
+    paired: tuple[str, ...] = ()  # files whose rows pair two runs of one seed over the text
+    error: Callable[[Record, str], float | None] | None = None  # standard error of one seed's value
+    of_scale: tuple[str, ...] = ()  # files of results/{scale} instead: then it is one value, however many seeds
+    csv_only: bool = False  # a table has it in its CSV alone
 
 
 def accuracies(record: Record, snapshot: str) -> dict[str, float]:
@@ -105,17 +64,71 @@ def _mean(local: bool, record: Record, snapshot: str, tasks=()) -> float | None:
     return sum(scored[n] for n in names) / len(names) if names and all(names) else None
 
 
+def _loss(column: str, header: str, printed: str = "", **options) -> Metric:
+    read = partial(stepped.validation, column)
+    return Metric(read, header, "nats/token", 3, printed, files=("validation.csv",), **options)
+
+
+def _speed(phase: str) -> Metric:
+    read, error = partial(routed.speed, phase, "difference_percent"), partial(routed.speed_error, phase)
+    return Metric(read, f"{phase} speed", "%", 2, files=(), of_scale=("speed.csv",), error=error)
+
+
+VALIDATION, SCORES, SPEC = ("validation.csv",), ("scores.csv",), ("run.yaml",)
+PROBED, CHANGE = ("routing.csv",), ("run.yaml", "metrics.csv")
 METRICS = {
-    "valid_loss": Metric(partial(_validation, "loss"), "validation loss", "nats/token", 3, "valid_loss"),
-    "perplexity": Metric(partial(_validation, "perplexity"), "perplexity", "", 2, "ppl"),
-    "bits_per_byte": Metric(partial(_validation, "bits_per_byte"), "bits per byte", "bits/byte", 3, "bpc"),
-    "mean_accuracy": Metric(partial(_mean, False), "mean", "%", 2, "average"),
-    "local_mean_accuracy": Metric(partial(_mean, True), "local mean", "%", 2, "local_average"),
-    "parameters": Metric(partial(_done, "parameters"), "parameters", "million", 3, "params"),
-    "seconds_per_step": Metric(_seconds_per_step, "time", "s/step", 3, "train_speed"),
-    "memory": Metric(_memory, "memory", "GB", 2, "memory"),
-    "sparsity": Metric(_sparsity, "sparsity", "fraction", 4, "sparsity_mean"),
-    "settling_steps": Metric(_settling, "settling time", "steps", 0, "settling_time"),
+    "valid_loss": _loss("loss", "validation loss", "valid_loss", paired=("validation_windows.csv",)),
+    "leaky_loss": _loss("leaky_loss", "loss routed as in training"),
+    "later_loss": _loss("later_loss", "loss after the first segment"),
+    "perplexity": Metric(partial(stepped.validation, "perplexity"), "perplexity", "", 2, "ppl", VALIDATION),
+    "bits_per_byte": Metric(
+        partial(stepped.validation, "bits_per_byte"), "bits per byte", "bits/byte", 3, "bpc", VALIDATION
+    ),
+    "mean_accuracy": Metric(partial(_mean, False), "mean", "%", 2, "average", SCORES, paired=("samples.csv",)),
+    "local_mean_accuracy": Metric(partial(_mean, True), "local mean", "%", 2, "local_average", SCORES),
+    "parameters": Metric(stepped.parameters, "parameters", "million", 3, "params", ("done.json",)),
+    "seconds_per_step": Metric(stepped.seconds_per_step, "time", "s/step", 3, "train_speed"),
+    "memory": Metric(stepped.memory, "memory", "GB", 2, "memory"),
+    "training_loss": Metric(stepped.training_loss, "training loss", "nats/token", 3),
+    "sparsity": Metric(stepped.sparsity, "sparsity", "fraction", 4, "sparsity_mean"),
+    "settling_steps": Metric(stepped.settling, "settling time", "steps", 0, "settling_time"),
+    "early_time": Metric(
+        stepped.early_time, "stages I and II in 28,600 steps", "% of time", 2, "stage_I_II_share_of_time"
+    ),
+    "flip_rate": Metric(stepped.flip_rate, "flip rate", "fraction", 4),
+    "flip_count": Metric(stepped.flip_count, "flip count", "experts", 4),
+    "own_warmup_steps": Metric(stepped.own_warmup, "warm-up here", "steps", 0, files=SPEC),
+    "loss_before": Metric(
+        partial(stepped.loss_at_change, 0), "loss before the change", "nats/token", 3, "loss_before_transition", CHANGE
+    ),
+    "loss_after": Metric(
+        partial(stepped.loss_at_change, 1), "loss after it", "nats/token", 3, "loss_after_transition", CHANGE
+    ),
+    "loss_jump": Metric(stepped.loss_jump, "jump of the loss", "nats/token", 3, files=CHANGE),
+    "steps": Metric(stepped.steps, "steps", "", 0, files=SPEC, csv_only=True),
+    "extra_steps": Metric(partial(stepped.matching, "extra_steps"), "extra steps", "", 0, files=SPEC),
+    "matched_flops": Metric(
+        partial(stepped.matching, "its_flops"), "of the run matched", "FLOPs", 0, files=SPEC, csv_only=True
+    ),
+    "flops_a_step": Metric(
+        partial(stepped.matching, "flops_a_step"), "of a step", "FLOPs", 0, files=SPEC, csv_only=True
+    ),
+    "idle_experts": Metric(routed.idle_experts, "idle experts", "%", 2, files=PROBED),
+    "layer_unevenness": Metric(routed.layer_unevenness, "std of sparsity over layers", "fraction", 4, files=PROBED),
+    "domain_variance": Metric(routed.domain_variance, "variance over domains", "10⁻³", 3, files=PROBED),
+    "domain_spread_with_depth": Metric(
+        routed.domain_spread_with_depth, "spread over domains, deep − first", "experts", 4, files=PROBED
+    ),
+    "rank_correlation": Metric(
+        routed.rank_correlation,
+        "rank correlation",
+        "",
+        3,
+        files=("token_activity.csv",),
+        error=routed.rank_correlation_error,
+    ),
+    "training_speed": _speed("training"),
+    "inference_speed": _speed("inference"),
 }
 
 
@@ -134,7 +147,7 @@ def metric_of(column: str, tasks: list[str]) -> Metric:
 
     task, _, variant = column.partition("/")
     header = HEADERS.get(task, task) + ("" if variant == "acc" else f" {variant}")
-    return Metric(read, header, "%", 2, column)
+    return Metric(read, header, "%", 2, column, SCORES)
 
 
 def columns_of(cell: str, records: list[Record]) -> list[str]:

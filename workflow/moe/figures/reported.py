@@ -59,13 +59,13 @@ def attributes(run: dict, snapshot: str = "") -> dict:
 
 
 def same(printed: str, ours) -> bool:
-    """Equal as numbers where both are numbers (1e-8 and 0.00000001), otherwise as text."""
+    """Equal as numbers where both are numbers (1e-8 and 0.00000001), otherwise as text (Dense×8 is Densex8)."""
     if isinstance(ours, bool):
         ours = "yes" if ours else "no"
     try:
         return math.isclose(float(printed), float(ours), rel_tol=1e-9)
     except (TypeError, ValueError):
-        return str(printed) == str(ours)
+        return str(printed).replace("×", "x") == str(ours).replace("×", "x")
 
 
 def resolve(source: str, values: dict):

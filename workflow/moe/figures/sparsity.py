@@ -4,17 +4,18 @@ import numpy as np
 
 from moe.figures.check import text
 from moe.figures.intervals import mean_interval
-from moe.figures.metrics import EXCLUDED_STEPS, sparsities
 from moe.figures.records import all_steps, records, target_sparsity
 from moe.figures.reported import find, load, parse_match, stems
 from moe.figures.stages import stage_bounds
+from moe.figures.step_metrics import EXCLUDED_STEPS, sparsities
 from moe.figures.style import BLACK, BLUE, GREEN, RED, Picture, counts, line, panels
 from moe.figures.titles import headline
 
 STAGE_SHADES = {"I": "#fbe3d3", "II": "#fdf3dc", "III": "#e6f1ea"}
 
 
-def _one_run(spec, runs) -> dict:
+def one_run(spec, runs) -> dict:
+    """The run of a kind that shows one. Errors: ValueError naming the row if its query selects another number."""
     if len(runs) != 1:
         where = f"{spec['paper']}/{spec['figure']}"
         raise ValueError(f"{where}: kind {spec['kind']} shows one run, its query selects {len(runs)}.")
@@ -23,7 +24,7 @@ def _one_run(spec, runs) -> dict:
 
 def sparsity(spec, runs, *, scale, reported, results) -> Picture:
     """Sparsity of every single step, neither averaged nor sampled, and its mean and std (figure 3)."""
-    run = _one_run(spec, runs)
+    run = one_run(spec, runs)
     target = target_sparsity(run)
     data = all_steps(run)[["run", "seed", text(spec, "x"), "sparsity"]]
     moments = [_moments(sparsities(record)) for record in records(run)]
@@ -69,7 +70,7 @@ def stages(spec, runs, *, scale, reported, results) -> Picture:
 
     Left the first steps, right all the others. L_reg = router_loss / λ, as λ·L_reg is what is added.
     """
-    run = _one_run(spec, runs)
+    run = one_run(spec, runs)
     x = text(spec, "x")
     frame = all_steps(run)
     frame["l_reg"] = frame["router_loss"] / frame["l1_lambda"]

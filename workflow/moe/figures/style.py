@@ -68,7 +68,7 @@ class Picture:
         """Write as the suffix of `path` says: .svg, .png, or .csv with the data drawn."""
         path = Path(path)
         if path.suffix == ".csv":
-            self.data.to_csv(path, index=False)
+            self.data.to_csv(path, index=False, float_format="%.6g")  # a picture shows no more
             return
         self._finish()
         stamp = {"Date": None, "Creator": None, "Title": f"{self.headline}: {self.title}"}
@@ -125,6 +125,15 @@ def counts(*axes) -> None:
         axis.xaxis.set_major_formatter(short)
 
 
-def colour(run: dict, position: int) -> str:
-    """The colour of a run: its router's own, or the next of the palette."""
-    return ROUTER_COLOURS.get(str(run.get("router")), PALETTE[position % len(PALETTE)])
+def colours(runs: list[dict]) -> list[str]:
+    """A colour a run: its router's own, for the first run of it; the others take what is left of the palette."""
+    taken, chosen = set(), []
+    own = {ROUTER_COLOURS.get(str(run.get("router"))) for run in runs}
+    rest = [ink for ink in PALETTE if ink not in own] or PALETTE
+    for run in runs:
+        ink = ROUTER_COLOURS.get(str(run.get("router")))
+        if ink is None or ink in taken:
+            ink = rest[sum(c in rest for c in chosen) % len(rest)]
+        taken.add(ink)
+        chosen.append(ink)
+    return chosen

@@ -9,7 +9,7 @@ from moe.figures.layout import Table
 from moe.figures.metrics import LOCAL, columns_of, metric_of
 from moe.figures.records import records, snapshots_of
 from moe.figures.reported import attributes, find, load, parse_match, place, stems
-from moe.figures.titles import headline, seeds_sentence
+from moe.figures.titles import called, corner, headline, seeds_sentence
 
 BACKBONE_HEADERS = {
     "active_params": ("dense parameters (million)", 3),
@@ -37,19 +37,19 @@ def runs_table(spec, runs, *, scale, reported, results) -> Table:
     names, cells = [], []
     for run, snapshot in _rows(spec, runs, seeds, pages, match):
         values = attributes(run, snapshot)
-        names.append(", ".join(str(values[word]) for word in text(spec, "x").split()))
+        names.append(called(text(spec, "x").split(), values))
         if names[-1] in names[:-1]:
             where = f"{spec['paper']}/{spec['figure']}"
             raise ValueError(f"{where}: two rows are called {names[-1]!r}; name more columns in x.")
         for column, metric in metrics.items():
             printed = find(pages, match, values, metric.printed)
             measured = [metric.read(record, snapshot) for record in seeds[run["run"]]]
-            cells.append(_cell(names[-1], column, metric.unit, printed, measured))
+            cells.append(cell_of(names[-1], column, metric.unit, printed, measured))
     return Table(
         title=f"{headline(spec, scale)}: {text(spec, 'title')}",
-        corner=", ".join(text(spec, "x").split()),
+        corner=corner(text(spec, "x")),
         rows=names,
-        columns={c: (_header(c, metric), metric.decimals) for c, metric in metrics.items()},
+        columns={c: (_header(c, metric), metric.decimals) for c, metric in metrics.items() if not metric.csv_only},
         cells=cells,
         caption=text(spec, "caption"),
         notes=_notes(cells, columns, scale),
@@ -74,7 +74,7 @@ def _rows(spec, runs, seeds, pages, match) -> list[tuple[dict, str]]:
     return rows
 
 
-def _cell(row: str, column: str, unit: str, printed, measured: list) -> dict:
+def cell_of(row: str, column: str, unit: str, printed, measured: list) -> dict:
     """One tidy record; measured, difference and interval are None unless every seed has a value."""
     known = bool(measured) and all(value is not None for value in measured)
     mean, half = mean_interval(measured) if known else (None, None)
@@ -111,6 +111,8 @@ def _notes(cells: list[dict], columns: list[str], scale: str) -> list[str]:
             "† Tasks of this project, made from held-out text of the corpus; they are none of the "
             "benchmarks of the paper, and the paper has no number for them."
         )
+    if any(cell["column"] == "settling_steps" and cell["measured"] is None for cell in cells):
+        notes.append("No settling time: the sparsity does not come to stay within 0.02 of its target (in every seed).")
     if scale != "paper" and any(cell["difference"] is not None for cell in cells):
         notes.append(
             f"Model, corpus and schedule are those of scale {scale}; the differences set them beside "
@@ -143,7 +145,7 @@ def backbones_table(spec, runs, *, scale, reported, results) -> Table:
         for column in chosen:
             source, factor = BACKBONE[column]
             printed = find(pages, match, row, column) if own else None
-            cells.append(_cell(names[-1], column, "", printed, [float(row[source]) * factor]))
+            cells.append(cell_of(names[-1], column, "", printed, [float(row[source]) * factor]))
             cells[-1]["seeds"] = None  # computed from the shape, not measured
     notes = ["Ours are computed from the shapes; the paper cuts its numbers instead of rounding."]
     if any(" at scale " in name for name in names):

@@ -3,6 +3,36 @@
 import re
 
 PAPERS = {"remoe": "ReMoE", "rmoe": "RMoE"}
+# How a column of the runs is said where it names a row or a line; any other is its value.
+SAID = {
+    "experts": "E = {}",
+    "granularity": "G = {}",
+    "lambda_0": "λ₀ = {}",
+    "alpha": "α = {}",
+    "warmup_steps": "{} steps of warm-up",
+    "tensor_parallel": "tensor parallel {}",
+}
+BALANCED = {"yes": "with balancing", "no": "without balancing"}
+
+
+HEADS = {"lambda_0": "λ₀", "alpha": "α", "warmup_steps": "warm-up", "experts": "E", "granularity": "G"}
+
+
+def corner(cell: str) -> str:
+    """What the names of a table's rows are, from its column x."""
+    return ", ".join(HEADS.get(word, word) for word in cell.split())
+
+
+def called(words: list[str], values: dict) -> str:
+    """The name of a run by some of its columns; what it does not have (a dense model: experts) is left out."""
+    names = []
+    for word in words:
+        value = values.get(word)
+        if value in (None, "") or (word in ("experts", "granularity") and values.get("router") == "none"):
+            continue
+        value = re.sub(r"e([+-])0", r"e\1", f"{value:g}") if isinstance(value, float) else value  # 1e-8 as printed
+        names.append(BALANCED[value] if word == "balanced" else SAID.get(word, "{}").format(value))
+    return ", ".join(names)
 
 
 def headline(spec: dict, scale: str) -> str:

@@ -1,0 +1,27 @@
+"""Which files a row of config/figures.tsv is made from, so that the workflow asks for no others."""
+
+from moe.figures.check import text
+from moe.figures.kinds import KINDS
+from moe.figures.metrics import METRICS, SCORES
+
+
+def files_of_metrics(words, *, paired: bool = False) -> tuple[set[str], set[str]]:
+    """Files of a seed's folder, and of results/{scale}, that these metrics are read from.
+
+    paired: also what one seed's uncertainty is taken from.
+    """
+    chosen = [METRICS[word] for word in words if word in METRICS]
+    seed = {file for metric in chosen for file in metric.files}
+    if paired:
+        seed |= {file for metric in chosen for file in metric.paired}
+    if any("/" in word for word in words):
+        seed |= set(SCORES)
+    return seed, {file for metric in chosen for file in metric.of_scale}
+
+
+def files_drawn(row: dict) -> tuple[list[str], list[str]]:
+    """The same for a checked row of config/figures.tsv."""
+    kind = KINDS[text(row, "kind")]
+    words = text(row, "y").split() if kind.y == "metrics" else []
+    seed, scale = files_of_metrics(words)
+    return sorted({*kind.reads, *seed}), sorted({*kind.of_scale, *scale})

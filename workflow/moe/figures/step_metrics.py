@@ -1,0 +1,140 @@
+"""Numbers of one seed that follow from its validation, from every step's row of metrics.csv, and from run.yaml.
+
+Each function takes (record, snapshot) and gives a number, or None where the run cannot say it.
+"""
+
+import math
+
+import numpy as np
+
+from moe.figures.records import Record, target_sparsity, total_experts
+from moe.figures.stages import WINDOW, settling_steps
+
+EXCLUDED_STEPS = 100  # figure 3 of ReMoE leaves out the first 100 steps
+LAST = 0.1  # share of the steps at the end whose losses are the "training loss" of a run
+EARLY = 0.1  # share of the steps at the start that count in no mean flip rate: stages I and II, where experts are dense
+PAPER_STEPS = 28_600  # of ReMoE's longer training: 120B tokens in batches of 4096 sequences (table 5)
+
+
+def validation(column: str, record: Record, snapshot: str) -> float | None:
+    """A column of validation.csv; None where it is empty, as for routers that have no such loss."""
+    frame = record.read("validation.csv")
+    rows = frame[(frame["snapshot"] == snapshot) & (frame["split"] == "valid")]
+    return _known(rows[column].iloc[-1]) if len(rows) and column in rows else None
+
+
+def parameters(record: Record, snapshot: str) -> float | None:
+    """Parameters in millions."""
+    value = record.done().get("parameters")
+    return None if value is None else value / 1e6
+
+
+def seconds_per_step(record: Record, snapshot: str) -> float | None:
+    """Median over the steps, so that warm-up, checkpoints and a busy machine do not count."""
+    return _known(record.steps()["seconds"].median())
+
+
+def memory(record: Record, snapshot: str) -> float | None:
+    """Largest memory in GB."""
+    most = _known(record.steps()["memory_gib"].max())
+    return None if most is None else most * 2**30 / 1e9
+
+
+def last_losses(record: Record):
+    """Training losses of the last tenth of the steps, a Series by step.
+
+    Runs of one setup and seed saw the same batches.
+    """
+    frame = record.steps().set_index("step")["loss"]
+    return frame[frame.index > (1 - LAST) * frame.index.max()]
+
+
+def training_loss(record: Record, snapshot: str) -> float | None:
+    """Mean training loss over the last tenth of the steps, nats per token."""
+    return _known(last_losses(record).mean())
+
+
+def sparsities(record: Record):
+    """Sparsity of every step, a float64 array [steps]. Errors: ValueError if the router has none."""
+    series = record.steps()["sparsity"]
+    if series.isna().all():
+        raise ValueError(f"run {record.run['run']} has no sparsity: its router is no ReLU router.")
+    return series.to_numpy(dtype=float)
+
+
+def settling(record: Record, snapshot: str) -> float | None:
+    """Steps of stages I and II; None if the sparsity does not settle."""
+    return settling_steps(sparsities(record), target_sparsity(record.run))
+
+
+def sparsity(record: Record, snapshot: str) -> float | None:
+    """Mean over the steps after stages I and II, at least 100 as in the paper; None if too few follow."""
+    series = sparsities(record)
+    start = max(EXCLUDED_STEPS, settling_steps(series, target_sparsity(record.run)) or 0)
+    return float(series[start:].mean()) if len(series) >= start + WINDOW else None
+
+
+def early_time(record: Record, snapshot: str) -> float | None:
+    """% of the time of 28,600 steps that stages I and II take, at this run's seconds a step.
+
+    A scale trains for fewer steps, of which two stages of the same length are a larger share; so their seconds are set
+    beside the median second of stage III, as many times as the paper's training has steps left.
+    """
+    settled = settling(record, snapshot)
+    if settled is None:
+        return None
+    seconds = record.steps()["seconds"].to_numpy(dtype=float)
+    early, late = seconds[:settled].sum(), float(np.median(seconds[settled:])) * (PAPER_STEPS - settled)
+    return 100 * float(early / (early + late))
+
+
+def flip_rate(record: Record, snapshot: str) -> float | None:
+    """Share of (layer, token, expert) switched on or off by one optimiser step, mean over the measured steps.
+
+    The first tenth of the training does not count: there ReLU routing is dense.
+    """
+    frame = record.steps()
+    if "flip_rate" not in frame:
+        return None
+    late = frame["step"] > EARLY * frame["step"].max()
+    return _known(frame.loc[late, "flip_rate"].mean())
+
+
+def flip_count(record: Record, snapshot: str) -> float | None:
+    """Experts switched on or off per token and layer: E times the flip rate."""
+    rate = flip_rate(record, snapshot)
+    return None if rate is None else total_experts(record.run) * rate
+
+
+def own_warmup(record: Record, snapshot: str) -> float | None:
+    """Steps of near-dense warm-up as trained, after the scale's division; None for a run that has none."""
+    return record.spec()["model"]["router"].get("warmup_steps") or None
+
+
+def loss_at_change(after: int, record: Record, snapshot: str) -> float | None:
+    """Training loss of the last step with many experts (after = 0) or the first with k (after = 1)."""
+    steps = own_warmup(record, snapshot)
+    if steps is None:
+        return None
+    frame = record.steps().set_index("step")["loss"]
+    return _known(frame.get(steps + after, math.nan))
+
+
+def loss_jump(record: Record, snapshot: str) -> float | None:
+    """How far the training loss rises when near-dense warm-up ends."""
+    before, after = (loss_at_change(i, record, snapshot) for i in (0, 1))
+    return None if before is None or after is None else after - before
+
+
+def steps(record: Record, snapshot: str) -> float | None:
+    """Optimiser steps of the run."""
+    return record.spec()["training"]["steps"]
+
+
+def matching(key: str, record: Record, snapshot: str) -> float | None:
+    """A number of how the run was lengthened to match another's compute (run.yaml, `matching`); None if it was not."""
+    return record.spec().get("matching", {}).get(key)
+
+
+def _known(value) -> float | None:
+    return None if value is None or value != value else float(value)
