@@ -11,6 +11,7 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/inputs.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
@@ -21,9 +22,7 @@ include: "workflow/rules/benchmark.smk"
 rule figures:
     """Every table, figure and verdict; with --config results=published those of the published results, untrained."""
     input:
-        shown("remoe"),
-        shown("rmoe"),
-        f"paper_figures/{SCALE}/claims.md",
+        shown("remoe", "rmoe"),
 
 
 rule all:
@@ -35,13 +34,11 @@ rule all:
 rule remoe:
     input:
         shown("remoe"),
-        f"paper_figures/{SCALE}/claims.md",
 
 
 rule rmoe:
     input:
         shown("rmoe"),
-        f"paper_figures/{SCALE}/claims.md",
 
 
 onstart:

@@ -172,7 +172,7 @@ def test_runs_without_a_common_seed_are_refused(tmp_path):
 
 
 def test_a_run_that_does_not_settle_counts_with_its_steps_or_not_at_all(tmp_path):
-    long = make_run(tmp_path / "long", remoe("relu", "ReMoE", 64), steps=300)  # steered to 0.875
+    long = make_run(tmp_path / "long", remoe("relu", "ReMoE"), steps=300) | {"experts": 64}  # it is steered to 0.875
     short = make_run(tmp_path / "short", remoe("relu", "ReMoE"), steps=60)
     measured = against(long, "settling_steps", "30B", 100, 50)
     assert (measured.left, near(measured.difference, measured.half, 50)) == (250, CONTRADICTED)
@@ -186,30 +186,44 @@ def test_a_run_that_does_not_settle_counts_with_its_steps_or_not_at_all(tmp_path
 def test_one_seed_is_said_everywhere(made, tmp_path):
     table, text = page(made, tmp_path)
     assert len(table) == len(CLAIMS)
-    assert table["uncertainty"].str.contains("one seed").all()
+    speeds = table["metric"].str.endswith("_speed")
+    assert table.loc[~speeds, "uncertainty"].str.contains("one seed").all()
+    assert (table.loc[speeds, "uncertainty"] == "no seed enters; ±1.5 over the measured rounds").all()
     assert "(one seed)" in text
 
 
-def test_the_claims_of_the_slice(seeded, tmp_path):
-    table, text = page(seeded, tmp_path)
-    assert set(table["verdict"]) <= {HOLDS, CONTRADICTED, INCONCLUSIVE}
-    loss = table[table["metric"] == "valid_loss"]
-    assert (loss["verdict"] == HOLDS).all()
-    part = table[(table["claim"] == 3) & (table["part"] == "b")].iloc[0]
-    assert float(part["reported_difference"]) == pytest.approx(0.36)
-    nine = table[table["claim"] == 9]
-    assert [float(d) for d in nine["reported_difference"]] == [1.57, 1.05]
-    five = table[table["claim"] == 5]
-    assert list(five["overall"]) == [HOLDS, HOLDS]
+def test_the_papers_own_numbers_support_its_claims_but_for_the_known_exceptions(tmp_path):
+    """Losses, accuracies and settling times as printed; the rest is made up so that it agrees."""
+    runs = make_results(tmp_path, seeds=(0, 1, 2), benchmarks=True)
+    table, text = page(runs, tmp_path)
+    ours = table[table["paper"] == "remoe"]
+    lost = ours[ours["verdict"] != HOLDS]
+    assert set(lost["verdict"]) == {CONTRADICTED}
+    assert [s.rsplit(" at ")[-1] for s in lost["statement"]] == [
+        "E = 4",
+        "G = 8",
+        "G = 32",
+        "Lory has a higher mean accuracy than dense",
+    ]  # docs/discrepancies.md: in accuracy, text against numbers
+    assert set(ours["claim"]) == set(range(1, 13)) and set(ours["overall"]) == {HOLDS, CONTRADICTED}
+    differs = pd.to_numeric(ours["reported_difference"]) - pd.to_numeric(ours["difference"])
+    exact = ours["metric"].isin(["valid_loss", "mean_accuracy"]) & (ours["reported_difference"] != "")
+    assert (differs[exact].abs() < 0.012).all()  # means are printed cut, and one loss in two ways
     assert text.startswith("# The papers' claims at scale laptop (not the paper's size)")
     assert "[table2](remoe/table2.md)" in text and "[fig3](remoe/fig3.svg)" in text
     assert "(one seed)" not in text
 
 
+def test_the_claims_of_rmoe(seeded, tmp_path):
+    table, _ = page(seeded, tmp_path)
+    nine = table[(table["paper"] == "rmoe") & (table["claim"] == 9)]
+    assert [float(d) for d in nine["reported_difference"]] == [1.57, 1.05]
+
+
 def test_worse_runs_contradict_what_better_ones_support(tmp_path):
     relu = make_run(tmp_path / "a", remoe("relu", "ReMoE"), seeds=(0, 1, 2))
     topk = make_run(tmp_path / "b", remoe("topk", "dMoE"), seeds=(0, 1, 2), shift=0.3)
-    claim = next(row for row in CLAIMS if row["metric"] == "valid_loss")
+    claim = next(r for r in CLAIMS if r["right"] == "run == 'remoe-182m-topk'" and r["metric"] == "valid_loss")
     table, _ = page([relu, topk], tmp_path, [claim])
     assert table["verdict"].tolist() == [CONTRADICTED]
     turned = {**claim, "left": claim["right"], "right": claim["left"]}
@@ -236,6 +250,9 @@ def test_the_table_of_the_project_passes(made):
 
 LESS = next(row for row in CLAIMS if row["kind"] == "less")
 NEAR = next(row for row in CLAIMS if row["kind"] == "near")
+SPREAD = next(row for row in CLAIMS if row["kind"] == "spread")
+FALLS = next(row for row in CLAIMS if row["kind"] == "falls") | {"says": "words"}
+SLOPE = next(row for row in CLAIMS if row["kind"] == "slope-below")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +261,18 @@ NEAR = next(row for row in CLAIMS if row["kind"] == "near")
         (LESS, {"kind": "lesser"}, ["column kind", "'lesser'", "'less'"]),
         (LESS, {"metric": "valid_los"}, ["column metric", "'valid_loss'"]),
         (LESS, {"left": "run == 'x'"}, ["column left", "selects no run"]),
-        (LESS, {"left": "paper == 'remoe'"}, ["column left", "selects 3 runs"]),
+        (LESS, {"left": "setup == 'remoe-469m'"}, ["column left", "selects 3 runs"]),
+        (LESS, {"along": "experts"}, ["column along", "'experts'", "is not empty"]),
+        (LESS, {"margin": "wide"}, ["column margin", "'wide'", "no positive number"]),
+        (SPREAD, {"left": "run == 'remoe-182m-relu'"}, ["column left", "selects 1 runs where at least 2"]),
+        (SPREAD, {"right": "0"}, ["column right", "is not empty"]),
+        (SPREAD, {"margin": ""}, ["column margin", "no positive number"]),
+        (FALLS, {"along": ""}, ["column along", "is empty"]),
+        (FALLS, {"along": "alhpa"}, ["column along", "'alhpa'", "'alpha'"]),
+        (FALLS, {"along": "label"}, ["column along", "'label'", "no number"]),
+        (FALLS, {"along": "experts"}, ["column along", "the same in two"]),
+        (SLOPE, {"right": "run == 'remoe-182m-relu'"}, ["column right", "selects 1 runs where at least 2"]),
+        (SLOPE, {"right": ""}, ["column right", "selects 0 runs"]),
         (LESS, {"right": "run = 'x'"}, ["column right", "no valid pandas query"]),
         (LESS, {"right": ""}, ["column right", "selects 0 runs"]),
         (LESS, {"reported": "remoe_tabel2"}, ["column reported", "'remoe_table2'"]),

@@ -1,6 +1,11 @@
-"""Copy what a scale gave to a folder that is kept under version control, and its verdicts into the README."""
+"""Copy what a scale gave to a folder that is kept under version control, and its verdicts into the README.
+
+The folder holds the drawn figures, tables and verdicts, and every file of results/{scale} that they are made from, in
+the same layout, so that all of it can be drawn again from there. Large files are condensed and compressed.
+"""
 
 import csv
+import gzip
 import hashlib
 import json
 import shutil
@@ -10,16 +15,20 @@ import yaml
 
 # Files of a run that are published compressed, because they have a row a step, a document, a window or a token id.
 GZIPPED = ("metrics.csv", "samples.csv", "validation_windows.csv", "token_activity.csv")
-RECORDS = ("run.yaml", "done.json", "validation.csv", "scores.csv")  # the small files of a run
+DIGITS = "%.6g"  # of published numbers: more than any table or figure shows
+WHOLE_STEPS, FURTHER_STEPS = 3000, 3000  # of metrics.csv: all of the first, about so many of the others
+# Columns of metrics.csv that some figure, table or claim reads.
+COLUMNS = ["step", "tokens", "loss", "router_loss", "sparsity", "l1_lambda", "flip_rate", "valid_loss"]
+COLUMNS += ["memory_gib", "seconds"]
 BEGIN, END = "<!-- verdicts: begin -->", "<!-- verdicts: end -->"
 PAPERS = {"remoe": "ReMoE", "rmoe": "RMoE"}
 
 
-def publish(drawn: Path, runs: list[dict], destination: Path, readme: Path | None) -> None:
-    """Replace `destination` by the figures, tables and claims of `drawn`, the records of `runs`, and their provenance.
+def publish(drawn: Path, results: Path, files: list[Path], destination: Path, readme: Path | None) -> None:
+    """Replace `destination` by `drawn` and by `files`, which lie below `results`, and add their provenance.
 
-    runs: rows of runs.tsv with `folder` and `seeds`. The verdict table of the
-    readme, where one is given, is rewritten between its markers.
+    The verdict table of the readme, where one is given, is rewritten between its markers. Errors: ValueError if it has
+    none.
     """
     text = readme.read_text(encoding="utf-8") if readme else ""
     before, begin, rest = text.partition(BEGIN)
@@ -28,18 +37,49 @@ def publish(drawn: Path, runs: list[dict], destination: Path, readme: Path | Non
     aside = destination.with_name(destination.name + ".writing")
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(drawn, aside)
-    for run in runs:
-        for seed in run["seeds"]:
-            kept = aside / "runs" / run["run"] / f"seed-{seed}"
-            kept.mkdir(parents=True)
-            for name in RECORDS:
-                shutil.copy(Path(run["folder"]) / f"seed-{seed}" / name, kept / name)
+    for source in map(Path, files):
+        kept = aside / source.relative_to(results)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        if source.name in GZIPPED:
+            kept.with_name(kept.name + ".gz").write_bytes(condensed(source))
+        else:
+            shutil.copy(source, kept)
     (aside / "provenance.yaml").write_text(yaml.safe_dump(provenance(aside), sort_keys=False))
     shutil.rmtree(destination, ignore_errors=True)
     aside.rename(destination)
     if readme:
         table = verdict_table(destination / "claims.csv")
         readme.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+
+
+def condensed(path: Path) -> bytes:
+    """A CSV file with numbers of six digits, gzipped without a time stamp; of metrics.csv what figures read.
+
+    A training longer than 3000 steps keeps its first 3000 steps, evenly spaced ones of the rest, and each step where
+    something besides was measured.
+    """
+    import pandas as pd
+
+    frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"snapshot": str})
+    if path.name == "metrics.csv":
+        frame = frame[[column for column in COLUMNS if column in frame]]
+        every = max(1, -(-(len(frame) - WHOLE_STEPS) // FURTHER_STEPS))
+        kept = (frame["step"] <= WHOLE_STEPS) | (frame["step"] % every == 0) | (frame["step"] == frame["step"].max())
+        for column in {"flip_rate", "valid_loss"} & set(frame):
+            kept |= frame[column].notna()
+        frame = frame[kept]
+    return gzip.compress(frame.to_csv(index=False, float_format=DIGITS).encode("utf-8"), mtime=0)
+
+
+def published_seeds(folder: Path) -> list[int]:
+    """The seeds of what was published in `folder`. Errors: ValueError where nothing was."""
+    path = folder / "provenance.yaml"
+    if not path.is_file():
+        others = ", ".join(sorted(p.parent.name for p in folder.parent.glob("*/provenance.yaml"))) or "none"
+        raise ValueError(
+            f"config/config.yaml, key results: {folder} holds nothing published; published scales: {others}"
+        )
+    return sorted(int(seed) for seed in yaml.safe_load(path.read_text())["seed"])
 
 
 def provenance(folder: Path) -> dict:
@@ -50,23 +90,44 @@ def provenance(folder: Path) -> dict:
     }
     facts["versions"] = {name: sorted({d["versions"][name] for d in done}) for name in done[0]["versions"]}
     facts["training_seconds"] = round(sum(d["seconds"] for d in done))
+    facts["condensed"] = (
+        f"numbers of *.csv.gz have six digits; of trainings longer than {WHOLE_STEPS} steps the first {WHOLE_STEPS} "
+        f"and about {FURTHER_STEPS} further ones are kept"
+    )
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     facts["files"] = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
     return facts
 
 
 def verdict_table(claims: Path) -> str:
-    """Parts of all claims as a Markdown table: reported and measured difference, uncertainty, verdict."""
-    lines = ["| claim | reported | measured | uncertainty | verdict |", "|---|---|---|---|---|"]
+    """All claims as a Markdown table: in our words, the first part's numbers, how the parts went, the verdict."""
+    lines = ["| claim | in our words | reported → measured (first part) | parts | verdict |", "|---|---|---|---|---|"]
+    parts = {}
     with open(claims, newline="", encoding="utf-8") as file:
         for part in csv.DictReader(file):
-            near = part["kind"] == "near"
-            reported = four_digits(part["reported_left"]) if near else signed(part["reported_difference"])
-            measured = four_digits(part["measured_left"]) if near else signed(part["difference"])
-            name = f"{PAPERS[part['paper']]} {part['claim']}{part['part']}: {part['statement']}"
-            reported, measured = (f"{n} {part['unit']}".strip() if n else "" for n in (reported, measured))
-            lines.append(f"| {name} | {reported} | {measured} | {part['uncertainty']} | **{part['verdict']}** |")
+            parts.setdefault((part["paper"], part["claim"]), []).append(part)
+    for (paper, claim), each in parts.items():
+        verdicts = [part["verdict"] for part in each]
+        counted = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(sorted(verdicts, reverse=True)))
+        one = " (one seed)" if {part["seeds"] for part in each} <= {"0", "1"} else ""
+        cells = [
+            f"{PAPERS[paper]} {claim}",
+            each[0]["says"],
+            _numbers(each[0]),
+            counted,
+            f"**{each[0]['overall']}**{one}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _numbers(part: dict) -> str:
+    """What was printed and what was measured: differences, or of a number said to be near another the number."""
+    near = part["kind"] == "near"
+    reported = four_digits(part["reported_left"]) if near else signed(part["reported_difference"])
+    measured = four_digits(part["measured_left"]) if near else signed(part["difference"])
+    unit = f" {part['unit']}" if part["unit"] else ""
+    return f"{reported or 'not printed'} → {measured + unit if measured else 'not measured'}"
 
 
 def four_digits(number: str) -> str:

@@ -13,7 +13,7 @@ os.environ.update(PYTHONPATH=str(WORKFLOW), HF_HUB_OFFLINE="1", HF_DATASETS_OFFL
 
 from moe.claims import check_claims, files_judged, runs_judged
 from moe.figures import check_figures, files_drawn, select
-from moe.publish import GZIPPED
+from moe.publish import GZIPPED, published_seeds
 from moe.tables import Tables
 
 try:
@@ -24,21 +24,19 @@ try:
             tables.check_deeply()
         check_figures(tables.figures, ROWS, REPORTED)
         check_claims(tables.claims, ROWS, REPORTED, tables.figures)
+    # What figures and claims read: the results of this folder, or those that were published with the project.
+    PUBLISHED, SCALE = config["results"] == "published", tables.scale_name
+    RESULTS = f"paper_figures/published/{SCALE}" if PUBLISHED else f"results/{SCALE}"
+    SEEDS = published_seeds(Path(RESULTS)) if PUBLISHED else list(tables.seeds)
 except ValueError as error:
     sys.exit(f"error: {error}")
 
-JUDGED, SHOWN = runs_judged(tables.claims, ROWS), [select(figure["runs"], ROWS) for figure in tables.figures]
-USED = [run for run in ROWS if run in sum(SHOWN, JUDGED)]  # the other rows are trained when asked for by name
-SCALE = tables.scale_name
 GPUS = len(glob(os.path.join(os.sep, "dev", "nvidia[0-9]*"))) if config["gpus"] == "auto" else config["gpus"]
 if GPUS and workflow.local_exec:
     workflow.register_resource("gpu", max(GPUS, config["ranks"]))  # at most as many trainings at a time
 CORES = workflow.cores if workflow.local_exec else 16  # of the jobs that use all
 MIRROR = ["--mirror", str(Path(config["mirror"]).resolve())] if config["mirror"] else []
 FETCHED = ["--fetched", "results/fetched/benchmarks"] if config["benchmarks"] == "fetch" else []
-# What figures and claims read: the results of this folder, or those that were published with the project.
-PUBLISHED = config["results"] == "published"
-RESULTS = f"paper_figures/published/{SCALE}" if PUBLISHED else f"results/{SCALE}"
 WHERE_TO_LOOK = f"""
 Verdicts: paper_figures/{SCALE}/claims.md
 Tables and figures: paper_figures/{SCALE}/remoe, paper_figures/{SCALE}/rmoe
@@ -75,10 +73,11 @@ def spec_of(wildcards):
 
 
 def matched_by(wildcards):
-    """Files of the run whose compute this one is to match, if any."""
-    folder = "results/{scale}/runs/{other}/seed-{seed}/"
-    other = [tables.runs[wildcards.run]["matches"]] if tables.runs[wildcards.run]["matches"] else []
-    return expand([folder + "run.yaml", folder + "metrics.csv"], other=other, scale=SCALE, seed=wildcards.seed)
+    """Files of the run whose compute this one is to match."""
+    folder = f"results/{SCALE}/runs/{tables.runs[wildcards.run]['matches']}/seed-{wildcards.seed}"
+    return (
+        expand(f"{folder}/{{name}}", name=["run.yaml", "metrics.csv"]) if tables.runs[wildcards.run]["matches"] else []
+    )
 
 
 def corpus_of(wildcards):
@@ -103,11 +102,11 @@ def fetched_for(wildcards):
 def with_folders(rows):
     """Rows of runs.tsv with where their results lie and which seeds count."""
     folders = [f"{RESULTS}/runs/{row['run']}" for row in rows]
-    return [row | {"folder": f, "seeds": list(tables.seeds)} for row, f in zip(rows, folders)]
+    return [row | {"folder": f, "seeds": SEEDS} for row, f in zip(rows, folders)]
 
 
 def files_of(rows, *names):
     """Those files of every run and seed; large ones are published compressed."""
     names = [f"{name}.gz" if PUBLISHED and name in GZIPPED else name for name in names]
     rows = with_folders(rows)
-    return [f"{row['folder']}/seed-{seed}/{name}" for row in rows for seed in tables.seeds for name in names]
+    return [f"{row['folder']}/seed-{seed}/{name}" for row in rows for seed in SEEDS for name in names]

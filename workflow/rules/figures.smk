@@ -1,51 +1,4 @@
 # Pictures, tables and verdicts, from the files of finished runs.
-def figure_spec(wildcards):
-    """Row of figures.tsv."""
-    name = wildcards.get("figure") or wildcards.get("table")
-    return next(f for f in tables.figures if (f["paper"], f["figure"]) == (wildcards.paper, name))
-
-
-def rows_shown(wildcards):
-    """The runs that figures.tsv selects for this figure."""
-    return select(figure_spec(wildcards)["runs"], ROWS)
-
-
-def files_of_scale(names):
-    """Files of the whole scale. Speeds are optional: a table without them shows what the paper printed."""
-    paths = [f"{RESULTS}/{name}" for name in names]
-    made = [str(path) for rule in workflow.rules for path in rule.output]
-    optional = lambda path: path.endswith("/speed.csv")
-    known = lambda path: Path(path).exists() if PUBLISHED else any(map(optional, made))
-    return [path for path in paths if not optional(path) or known(path)]
-
-
-def figure_inputs(wildcards):
-    """The files that this figure's kind and metrics read, of the runs that it shows."""
-    of_seed, of_scale = files_drawn(figure_spec(wildcards))
-    return files_of(rows_shown(wildcards), *of_seed) + files_of_scale(of_scale)
-
-
-def claim_inputs(wildcards):
-    """The files that each claim's metric reads, of the runs that it compares."""
-    files = {}
-    for claim in tables.claims:
-        of_seed, of_scale = files_judged(claim)
-        paths = files_of(runs_judged([claim], ROWS), *of_seed) + files_of_scale(of_scale)
-        files |= dict.fromkeys(paths)
-    return list(files)
-
-
-def reported_files(stems):
-    """The files of printed numbers that these cells of a table name."""
-    return sorted({f"{REPORTED}/{stem}.csv" for cell in stems for stem in cell.split()})
-
-
-def shown(paper):
-    """Every figure and table of a paper that figures.tsv lists."""
-    names = [f["figure"] for f in tables.figures if f["paper"] == paper]
-    return [f"paper_figures/{SCALE}/{paper}/{name}{'.svg' if name.startswith('fig') else '.md'}" for name in names]
-
-
 rule draw_figure:
     """One row of figures.tsv as a picture, beside the numbers that it draws."""
     input:
@@ -67,7 +20,7 @@ rule draw_figure:
     params:
         spec=figure_spec,
         scale=SCALE,
-        results=RESULTS,
+        results=lambda wildcards: RESULTS,
         runs=lambda wildcards: with_folders(rows_shown(wildcards)),
         reported=str(REPORTED),
     script:
@@ -95,7 +48,7 @@ rule draw_table:
     params:
         spec=figure_spec,
         scale=SCALE,
-        results=RESULTS,
+        results=lambda wildcards: RESULTS,
         runs=lambda wildcards: with_folders(rows_shown(wildcards)),
         reported=str(REPORTED),
     script:
@@ -124,11 +77,11 @@ rule judge_claims:
 
 
 rule publish:
-    """Keep what this scale gave: figures, tables, verdicts and the runs' records, with their provenance."""
+    """Keep what this scale gave: figures, tables, verdicts and the files that they are made from, with provenance."""
     input:
         claims=f"paper_figures/{SCALE}/claims.md",
-        shown=shown("remoe") + shown("rmoe"),
-        records=files_of(USED, *MEASURED),
+        shown=shown("remoe", "rmoe"),
+        files=published_files,
     output:
         touch(f"results/{SCALE}/published"),
     log:
@@ -136,7 +89,7 @@ rule publish:
     conda:
         "../../envs/analysis.yaml"
     params:
-        runs=with_folders(USED),
+        results=lambda wildcards: RESULTS,
         destination=f"paper_figures/published/{SCALE}",
         readme=str(WORKFLOW.parent / "README.md") if SCALE == "laptop" else None,
     script:

@@ -1,12 +1,13 @@
-"""Figures, tables, verdicts and run records of a scale into paper_figures/published, verdicts into the README."""
+"""Figures, tables, verdicts of a scale and what they are made from into paper_figures/published."""
 
 from pathlib import Path
 
 from moe.publish import publish
 
 publish(
-    drawn=Path(snakemake.input[0]).parent,
-    runs=snakemake.params.runs,
+    drawn=Path(snakemake.input.claims).parent,
+    results=Path(snakemake.params.results),
+    files=sorted(map(Path, snakemake.input.files)),
     destination=Path(snakemake.params.destination),
     readme=Path(snakemake.params.readme) if snakemake.params.readme else None,
 )

@@ -6,9 +6,9 @@ uncertainty (over seeds, or for one seed over the evaluation text) and the diffe
 
 from pathlib import Path
 
-from moe.claims.check import KINDS, check_claims, runs_judged
+from moe.claims.check import KINDS, check_claims, files_judged, runs_judged
 
-__all__ = ["KINDS", "check_claims", "judge", "runs_judged"]
+__all__ = ["KINDS", "check_claims", "files_judged", "judge", "runs_judged"]
 
 
 def judge(claims: list[dict], runs: list[dict], *, scale: str, reported: Path, outputs: list) -> None:

@@ -1,11 +1,15 @@
-"""The measured side of a claim: a metric of two runs, their difference and how sure it is."""
+"""The measured side of a claim: a weighted sum of a metric over runs, and how sure it is."""
 
+import math
 from typing import NamedTuple
 
 from moe.figures.intervals import NORMAL_95, mean_interval, paired_error
 from moe.figures.metrics import LOCAL, METRICS, accuracies, scored_as
 from moe.figures.records import Record, records
 from moe.figures.stages import WINDOW
+from moe.figures.step_metrics import last_losses
+
+Terms = list[tuple[dict, float]]  # runs with their weights
 
 
 class Measured(NamedTuple):
@@ -15,46 +19,50 @@ class Measured(NamedTuple):
     right: float | None
     difference: float | None
     half: float | None
-    seeds: int
+    seeds: int  # 0: the metric is one of the machine, no seed enters
     uncertainty: str
     note: str = ""
 
 
-def compare(left: dict, right: dict, metric: str, snapshot: str, printed: set[str]) -> Measured:
-    """A metric of two runs, paired by seed; with one seed paired over the evaluation text.
+def contrast(left: Terms, right: Terms | float, metric: str, snapshot: str, printed: set[str]) -> Measured:
+    """Σ weight · metric of `left`, less that of `right` (or a number); paired by seed, or over the text of one seed.
 
-    `printed` are the tasks that the paper reports, for the mean accuracy. Errors: ValueError if the runs
-    have no seed in common or a file is missing.
+    printed: the tasks that the paper reports, for the mean accuracy. Errors: ValueError if the runs have no seed in
+    common or a file is missing.
     """
-    pairs = _paired(left, right)
-    note, tasks = "", []
-    if metric == "mean_accuracy":
-        tasks, note = shared_tasks([r for pair in pairs for r in pair], snapshot, printed)
-
-        def value(record):
-            scored = accuracies(record, snapshot)
-            names = [scored_as(task, scored) for task in tasks]
-            return sum(scored[name] for name in names) / len(names) if names else None
-
-    else:
-
-        def value(record):
-            return METRICS[metric].read(record, snapshot)
-
-    values = [(value(a), value(b)) for a, b in pairs]
-    if any(a is None or b is None for a, b in values):
-        return Measured(None, None, None, None, len(pairs), "not measured", note)
-    differences = [a - b for a, b in values]
-    mean, half = mean_interval(differences)
-    means = (mean_interval(a for a, _ in values)[0], mean_interval(b for _, b in values)[0])
+    reference = None if isinstance(right, list) else float(right)
+    terms = left + [(run, -weight) for run, weight in ([] if reference is not None else right)]
+    seeds = _paired([run for run, _ in terms])
+    seeds = seeds[:1] if METRICS[metric].of_scale else seeds
+    counted = 0 if METRICS[metric].of_scale else len(seeds)
+    tasks, note = shared_tasks([r for each in seeds for r in each], snapshot, printed, metric)
+    values = [[value_of(record, metric, snapshot, tasks) for record in each] for each in seeds]
+    weights = [weight for _, weight in terms]
+    if metric == "settling_steps":
+        values, note = _watched(values, seeds, weights, reference)
+    if any(value is None for each in values for value in each):
+        return Measured(None, reference, None, None, counted, "not measured", note)
+    both = []
+    for each in values:
+        parts = [weight * value for weight, value in zip(weights, each, strict=True)]
+        both.append((sum(parts[: len(left)]), -sum(parts[len(left) :]) if reference is None else reference))
+    mean, half = mean_interval(a - b for a, b in both)
+    means = (mean_interval(a for a, _ in both)[0], mean_interval(b for _, b in both)[0])
     if half is not None:
-        words = f"{len(pairs)} seeds; 95 % t interval of the paired differences"
-        return Measured(*means, mean, half, len(pairs), words, note)
-    error = _text_error(*pairs[0], metric, snapshot, tasks)
+        kind = "paired differences" if len(terms) > 1 else "mean"
+        return Measured(*means, mean, half, counted, f"{len(seeds)} seeds; 95 % t interval of the {kind}", note)
+    error = _text_error(seeds[0], weights, metric, snapshot, tasks)
+    said = "one seed" if counted else "no seed enters"
     if error is None:
-        return Measured(*means, mean, None, 1, "one seed; no uncertainty known", note)
+        return Measured(*means, mean, None, counted, f"{said}; no uncertainty known", note)
     half = NORMAL_95 * error
-    return Measured(*means, mean, half, 1, f"one seed; ±{half:.2g} over the evaluation text", note)
+    over = "the evaluation text" if counted else "the measured rounds"
+    return Measured(*means, mean, half, counted, f"{said}; ±{half:.2g} over {over}", note)
+
+
+def compare(left: dict, right: dict, metric: str, snapshot: str, printed: set[str]) -> Measured:
+    """A metric of two runs, paired by seed; with one seed paired over the evaluation text."""
+    return contrast([(left, 1.0)], [(right, 1.0)], metric, snapshot, printed)
 
 
 def against(run: dict, metric: str, snapshot: str, reference: float, margin: float) -> Measured:
@@ -81,17 +89,27 @@ def against(run: dict, metric: str, snapshot: str, reference: float, margin: flo
     return Measured(mean, reference, mean - reference, half, len(each), words, note)
 
 
-def _paired(left: dict, right: dict) -> list[tuple[Record, Record]]:
-    ours = {record.seed: record for record in records(left)}
-    theirs = {record.seed: record for record in records(right)}
-    seeds = sorted(ours.keys() & theirs.keys())
-    if not seeds:
-        raise ValueError(f"runs {left['run']} and {right['run']} have no seed in common.")
-    return [(ours[seed], theirs[seed]) for seed in seeds]
+def slope_weights(places: list[float]) -> list[float]:
+    """Weights w with Σ w·y the least-squares slope of y: per doubling of the place, per unit where one is not > 0."""
+    x = [math.log2(place) for place in places] if min(places) > 0 else places
+    middle = sum(x) / len(x)
+    square = sum((value - middle) ** 2 for value in x)
+    return [(value - middle) / square for value in x]
 
 
-def shared_tasks(each: list[Record], snapshot: str, printed: set[str]) -> tuple[list[str], str]:
+def value_of(record: Record, metric: str, snapshot: str, tasks: list[str]) -> float | None:
+    """A metric of one seed; the mean accuracy is over `tasks`."""
+    if metric != "mean_accuracy":
+        return METRICS[metric].read(record, snapshot)
+    scored = accuracies(record, snapshot)
+    names = [scored_as(task, scored) for task in tasks]
+    return sum(scored[name] for name in names) / len(names) if names else None
+
+
+def shared_tasks(each: list[Record], snapshot: str, printed: set[str], metric="mean_accuracy") -> tuple[list[str], str]:
     """Tasks that ran in all of the runs: of the paper's if there are any, else the local ones; and words."""
+    if metric != "mean_accuracy":
+        return [], ""
     scored = [accuracies(record, snapshot) for record in each]
     tasks = sorted(t for t in printed if "/" in t and all(scored_as(t, s) for s in scored))
     if tasks:
@@ -105,31 +123,57 @@ def shared_tasks(each: list[Record], snapshot: str, printed: set[str]) -> tuple[
     return [], "no task ran in both"
 
 
-def _text_error(left, right, metric, snapshot, tasks) -> float | None:
-    """Standard error of the difference over windows or documents that both runs were scored on."""
+def _paired(runs: list[dict]) -> list[list[Record]]:
+    """For each seed that all runs have, the runs' records."""
+    each = [{record.seed: record for record in records(run)} for run in runs]
+    seeds = sorted(set.intersection(*(set(one) for one in each)))
+    if not seeds:
+        raise ValueError(f"runs {' and '.join(dict.fromkeys(r['run'] for r in runs))} have no seed in common.")
+    return [[one[seed] for one in each] for seed in seeds]
+
+
+def _watched(values, seeds, weights, reference) -> tuple[list[list[float | None]], str]:
+    """Settling times, a run that does not settle counted as longer than it was watched, where that decides a pair."""
+    filled, note = [], ""
+    for each, found in zip(seeds, values, strict=True):
+        open_ones = [place for place, value in enumerate(found) if value is None]
+        if len(open_ones) == 1 and len(found) == 2 and reference is None and set(map(abs, weights)) == {1.0}:
+            place = open_ones[0]
+            bound = float(len(each[place].steps()) - WINDOW)
+            if bound > found[1 - place]:  # else the bound says nothing of which is longer
+                found = [bound if value is None else value for value in found]
+                note = "a run did not settle: its settling time is at least what is counted here"
+        filled.append(found)
+    return filled, note
+
+
+def _text_error(each: list[Record], weights, metric, snapshot, tasks) -> float | None:
+    """Standard error of the weighted sum over windows, documents or batches that all runs of one seed share."""
+    import pandas as pd
+
+    pieces = [_pieces(record, metric, snapshot, tasks) for record in each]
+    if all(pieces):
+        joined = [pd.concat(some, axis=1, join="inner") for some in zip(*pieces, strict=True)]
+        return paired_error([frame.to_numpy(float) @ weights for frame in joined])
+    errors = [METRICS[metric].error and METRICS[metric].error(record, snapshot) for record in each]
+    if any(error is None for error in errors):
+        return None
+    return math.sqrt(sum((weight * error) ** 2 for weight, error in zip(weights, errors, strict=True)))
+
+
+def _pieces(record: Record, metric: str, snapshot: str, tasks: list[str]) -> list:
+    """What a metric of one seed is the mean of, a Series a task (of a loss a single one); empty where unknown."""
+    if metric == "training_loss":
+        return [last_losses(record)]
     if metric == "valid_loss":
-        both = _joined(left, right, "validation_windows.csv", snapshot, ["window"], "loss")
-        return paired_error([both])
-    if metric == "mean_accuracy" and tasks:
-        scored = accuracies(left, snapshot)
-        each = []
-        for task in tasks:
-            name, _, variant = scored_as(task, scored).partition("/")
-            only = {"task": name, "metric": variant}
-            both = _joined(left, right, "samples.csv", snapshot, ["document"], "value", only)
-            each.append(100 * both)
-        return paired_error(each)
-    return None
-
-
-def _joined(left, right, file, snapshot, keys, column, only=None):
-    """Differences left − right of one column, joined on `keys`."""
-    frames = []
-    for record in (left, right):
-        frame = record.read(file)
-        frame = frame[frame["snapshot"] == snapshot]
-        for name, value in (only or {}).items():
-            frame = frame[frame[name] == value]
-        frames.append(frame)
-    both = frames[0].merge(frames[1], on=keys, suffixes=("_left", "_right"))
-    return both[f"{column}_left"].to_numpy(float) - both[f"{column}_right"].to_numpy(float)
+        frame = record.read("validation_windows.csv")
+        return [frame[frame["snapshot"] == snapshot].set_index("window")["loss"]]
+    if metric != "mean_accuracy" or not tasks:
+        return []
+    frame, series = record.read("samples.csv"), []
+    scored = accuracies(record, snapshot)
+    for task in tasks:
+        name, _, variant = scored_as(task, scored).partition("/")
+        chosen = (frame["snapshot"] == snapshot) & (frame["task"] == name) & (frame["metric"] == variant)
+        series.append(100 * frame[chosen].set_index("document")["value"])
+    return series

@@ -19,6 +19,7 @@ COLUMNS = [
     "unit",
     "snapshot",
     "margin",
+    "along",
     "reported_left",
     "reported_right",
     "reported_difference",
@@ -36,13 +37,16 @@ COLUMNS = [
 ]
 
 LEGEND = """\
-A part **holds** if the 95 % interval of its difference excludes zero on the claimed side (for a number
-said to be near another: if its interval lies within the stated band), is **contradicted** if the interval
-lies on the other side (outside the band), and is **inconclusive** otherwise. With several seeds the
-interval is the t interval of the differences paired by seed. With one seed the only uncertainty there is
-comes from the evaluation text (paired by window or document, normal 95 %); it does not know how much
-another seed would change, and the verdict says "one seed". A claim holds if all of its parts do and is
-contradicted if any part is."""
+A part **holds** if the 95 % interval of its difference excludes zero on the claimed side (for numbers said to be near
+each other: if the interval lies within the stated band; where an allowance is stated: if it excludes the allowance),
+is **contradicted** if the interval lies on the other side (outside the band), and is **inconclusive** otherwise. A
+metric said to rise or fall has to do so from each run to the next. With several seeds the interval is the t interval
+of the differences paired by seed. With one seed the only uncertainty there is comes from the evaluation text (paired
+by window or document), from the token ids of a correlation, from the last training batches or from the rounds of a
+speed measurement (normal 95 %); it does not know how much another seed would change, and the verdict says "one seed".
+Where one seed has no such uncertainty (steps, flips, shares of experts) a comparison stays inconclusive, and a number
+said to be near another counts as it is. A claim holds if all of its parts do and is contradicted if any part is: of
+many parts at 95 % some err."""
 
 
 def csv(parts: list[dict]) -> str:
@@ -76,11 +80,11 @@ def markdown(parts: list[dict], scale: str) -> str:
 
 def _overall(parts: list[dict]) -> str:
     seeds = {part["seeds"] for part in parts}
-    return parts[0]["overall"] + (" (one seed)" if seeds == {1} else "")
+    return parts[0]["overall"] + (" (one seed)" if 1 in seeds and seeds <= {0, 1} else "")
 
 
 def _row(part: dict) -> str:
-    decimals = METRICS[part["metric"]].decimals
+    decimals = METRICS[part["metric"]].decimals + (part["kind"] == "slope-below")  # slopes are small
     reported = _sum(part["reported_left"], part["reported_right"], part["reported_difference"], decimals)
     if reported and part["printed"]:
         reported += f" ({part['printed']})"

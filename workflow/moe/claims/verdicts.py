@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from moe.claims.check import is_number, name_of, one_run
-from moe.claims.compare import Measured, against, compare
+from moe.claims.check import KINDS, is_number, name_of, ordered, sides
+from moe.claims.compare import Measured, against, compare, contrast, slope_weights
 from moe.figures.check import text
 from moe.figures.metrics import METRICS
 from moe.figures.records import records, snapshots_of, target_sparsity
-from moe.figures.reported import attributes, find, load, parse_match, stems
+from moe.figures.reported import Printed, attributes, find, load, parse_match, stems
 
 HOLDS, CONTRADICTED, INCONCLUSIVE = "holds", "contradicted", "inconclusive"
 
@@ -43,73 +43,142 @@ def judged(claims: list[dict], runs: list[dict], reported: Path) -> list[dict]:
     for row in claims:
         key = (text(row, "paper"), text(row, "claim"))
         says.setdefault(key, text(row, "says"))
-        parts.append({**_part(row, runs, reported), "says": says[key]})
+        parts.append({**Part(row, runs, reported).record(), "says": says[key]})
     for part in parts:
         same = [p for p in parts if (p["paper"], p["claim"]) == (part["paper"], part["claim"])]
         part["overall"] = overall([p["verdict"] for p in same])
     return parts
 
 
-def _part(row: dict, runs: list[dict], reported: Path) -> dict:
-    metric, kind = text(row, "metric"), text(row, "kind")
-    left = one_run(row, "left", runs)
-    snapshot = text(row, "snapshot") or snapshots_of(records(left)[0])[-1]
-    pages = load(reported, stems(text(row, "reported")))
-    match = parse_match(text(row, "match"))
+class Part:
+    """One row of config/claims.tsv: its runs, what the paper printed of them, and the comparison of its kind."""
 
-    def paper(run):
-        return find(pages, match, attributes(run, snapshot), METRICS[metric].printed)
+    def __init__(self, row: dict, runs: list[dict], reported: Path):
+        self.row, self.kind, self.metric = row, text(row, "kind"), text(row, "metric")
+        kind, right = KINDS[self.kind], text(row, "right")
+        self.left = sides(row, runs, "left", kind.left)
+        self.margin = float(text(row, "margin") or 0)
+        self.snapshot = text(row, "snapshot") or snapshots_of(records(self.left[0])[0])[-1]
+        self.pages, self.match = load(reported, stems(text(row, "reported"))), parse_match(text(row, "match"))
+        self.tasks = {line.get("metric", "") for page in self.pages for line in page}
+        self.printed: list[Printed] = []  # all that was found, for where it stands and its notes
+        self.right: list[dict] | float | None = None
+        if is_number(right):
+            self.right = float(right)
+        elif right == "target_sparsity":
+            self.right = target_sparsity(self.left[0])
+        elif right == "reported":
+            self.right = self.paper(self.left[0])
+            if self.right is None:
+                raise ValueError(f"config/claims.tsv, row {name_of(row)}: no printed number fits its match.")
+        elif right:
+            self.right = sides(row, runs, "right", 2 if kind.right.startswith("runs") else 1)
 
-    ours = paper(left)
-    if kind == "near":
-        reference = _reference(row, left, ours)
-        margin = float(text(row, "margin"))
-        measured = against(left, metric, snapshot, reference, margin)
-        verdict = near(measured.difference, measured.half, margin)
-        theirs = None
-        printed_right = reference
-    else:
-        right = one_run(row, "right", runs)
-        tasks = {line.get("metric", "") for page in pages for line in page}
-        measured = compare(left, right, metric, snapshot, tasks)
-        verdict = side(measured.difference, measured.half, {"less": -1, "greater": 1}[kind])
-        theirs = paper(right)
-        printed_right = theirs.value if theirs else None
-    return _record(row, snapshot, measured, verdict, ours, theirs, printed_right)
+    def paper(self, run: dict) -> float | None:
+        """The number that the paper printed for a run."""
+        found = find(self.pages, self.match, attributes(run, self.snapshot), METRICS[self.metric].printed)
+        self.printed += [found] if found else []
+        return found.value if found else None
 
+    def record(self) -> dict:
+        """The columns of claims.csv."""
+        kinds = {"near": self._near, "spread": self._spread, "slope-below": self._slope}
+        kinds |= {"rises": self._ordered, "falls": self._ordered}
+        measured, verdict, left, right = kinds.get(self.kind, self._pair)()
+        known = left is not None and right is not None
+        printed = list(dict.fromkeys(self.printed))
+        notes = [measured.note, *dict.fromkeys(f"printed number: {p.note}" for p in printed if p.note)]
+        columns = ("paper", "claim", "part", "statement", "kind", "left", "right", "metric", "margin", "along")
+        return {
+            **{column: text(self.row, column) for column in columns},
+            "unit": self._unit(),
+            "snapshot": self.snapshot,
+            "reported_left": left,
+            "reported_right": right,
+            "reported_difference": round(left - right, 6) if known else None,
+            "printed": "; ".join(dict.fromkeys(p.where for p in printed)),
+            "measured_left": measured.left,
+            "measured_right": measured.right,
+            "difference": measured.difference,
+            "interval": measured.half,
+            "seeds": measured.seeds,
+            "uncertainty": measured.uncertainty,
+            "verdict": verdict,
+            "figure": text(self.row, "figure"),
+            "note": "; ".join(filter(None, notes)),
+        }
 
-def _reference(row: dict, run: dict, printed) -> float:
-    """The number that `right` of kind near means."""
-    right = text(row, "right")
-    if is_number(right):
-        return float(right)
-    if right == "target_sparsity":
-        return target_sparsity(run)
-    if printed is None:
-        raise ValueError(f"config/claims.tsv, row {name_of(row)}: no printed number fits its match.")
-    return printed.value
+    def _unit(self) -> str:
+        unit = METRICS[self.metric].unit
+        if self.kind != "slope-below":
+            return unit
+        places = [place for place, _ in ordered(self.row, self.left)]
+        return f"{unit} per {'doubling' if min(places) > 0 else 'unit'} of {text(self.row, 'along')}".strip()
 
+    def _pair(self) -> tuple[Measured, str, float | None, float | None]:
+        """less and greater: a run against a run or a number."""
+        sign = {"less": -1, "greater": 1}[self.kind]
+        right = [(self.right[0], 1.0)] if isinstance(self.right, list) else self.right
+        measured = contrast([(self.left[0], 1.0)], right, self.metric, self.snapshot, self.tasks)
+        shifted = None if measured.difference is None else measured.difference + sign * self.margin
+        theirs = self.paper(self.left[0])
+        other = self.paper(self.right[0]) if isinstance(self.right, list) else self.right
+        return measured, side(shifted, measured.half, sign), theirs, other
 
-def _record(row, snapshot, measured: Measured, verdict, ours, theirs, printed_right) -> dict:
-    printed = [p for p in (ours, theirs) if p]
-    known = ours is not None and printed_right is not None
-    notes = [measured.note, *dict.fromkeys(f"printed number: {p.note}" for p in printed if p.note)]
-    columns = ("paper", "claim", "part", "statement", "kind", "left", "right", "metric", "margin")
-    return {
-        **{column: text(row, column) for column in columns},
-        "unit": METRICS[text(row, "metric")].unit,
-        "snapshot": snapshot,
-        "reported_left": ours.value if ours else None,
-        "reported_right": printed_right,
-        "reported_difference": round(ours.value - printed_right, 6) if known else None,
-        "printed": "; ".join(dict.fromkeys(p.where for p in printed)),
-        "measured_left": measured.left,
-        "measured_right": measured.right,
-        "difference": measured.difference,
-        "interval": measured.half,
-        "seeds": measured.seeds,
-        "uncertainty": measured.uncertainty,
-        "verdict": verdict,
-        "figure": text(row, "figure"),
-        "note": "; ".join(filter(None, notes)),
-    }
+    def _near(self) -> tuple[Measured, str, float | None, float | None]:
+        run, theirs = self.left[0], self.paper(self.left[0])
+        if isinstance(self.right, list):
+            measured = compare(run, self.right[0], self.metric, self.snapshot, self.tasks)
+            other = self.paper(self.right[0])
+        else:
+            measured = against(run, self.metric, self.snapshot, self.right, self.margin)
+            other = self.right
+        return measured, near(measured.difference, measured.half, self.margin), theirs, other
+
+    def _spread(self) -> tuple[Measured, str, float | None, float | None]:
+        """The run with the largest mean against the one with the smallest."""
+        means = [contrast([(run, 1.0)], 0.0, self.metric, self.snapshot, self.tasks) for run in self.left]
+        theirs = [self.paper(run) for run in self.left]
+        known = [value for value in theirs if value is not None]
+        ends = (max(known), min(known)) if known and len(known) == len(theirs) else (None, None)
+        if any(one.left is None for one in means):
+            return Measured(None, None, None, None, means[0].seeds, "not measured"), INCONCLUSIVE, *ends
+        order = sorted(range(len(means)), key=lambda i: means[i].left)
+        lowest, highest = self.left[order[0]], self.left[order[-1]]
+        measured = compare(highest, lowest, self.metric, self.snapshot, self.tasks)
+        note = f"largest: {highest['run']}, smallest: {lowest['run']}"
+        measured = measured._replace(note="; ".join(filter(None, [measured.note, note])))
+        return measured, near(measured.difference, measured.half, self.margin), *ends
+
+    def _ordered(self) -> tuple[Measured, str, float | None, float | None]:
+        """The last run against the first; the verdict is the worst of those on each step between neighbours."""
+        sign = {"rises": 1, "falls": -1}[self.kind]
+        runs = [run for _, run in ordered(self.row, self.left)]
+        steps = [
+            compare(after, before, self.metric, self.snapshot, self.tasks)
+            for before, after in zip(runs[:-1], runs[1:], strict=True)
+        ]
+        measured = compare(runs[-1], runs[0], self.metric, self.snapshot, self.tasks)
+        values = [steps[0].right, *(step.left for step in steps)]
+        decimals = METRICS[self.metric].decimals
+        said = " → ".join("?" if value is None else f"{value:.{decimals}f}" for value in values)
+        note = "; ".join(dict.fromkeys(filter(None, [*(step.note for step in steps), f"in order of the runs: {said}"])))
+        verdict = overall([side(step.difference, step.half, sign) for step in steps])
+        theirs = [self.paper(run) for run in runs]
+        return measured._replace(note=note), verdict, theirs[-1], theirs[0]
+
+    def _slope(self) -> tuple[Measured, str, float | None, float | None]:
+        left = self._terms(self.left)
+        right = self._terms(self.right) if isinstance(self.right, list) else self.right
+        measured = contrast(left, right, self.metric, self.snapshot, self.tasks)
+        shifted = None if measured.difference is None else measured.difference - self.margin
+        other = self._printed_slope(right) if isinstance(right, list) else right
+        return measured, side(shifted, measured.half, -1), self._printed_slope(left), other
+
+    def _terms(self, runs: list[dict]) -> list[tuple[dict, float]]:
+        pairs = ordered(self.row, runs)
+        return [(run, w) for (_, run), w in zip(pairs, slope_weights([place for place, _ in pairs]), strict=True)]
+
+    def _printed_slope(self, terms: list[tuple[dict, float]]) -> float | None:
+        values = [self.paper(run) for run, _ in terms]
+        return None if None in values else sum(v * w for v, (_, w) in zip(values, terms, strict=True))

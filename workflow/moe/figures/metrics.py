@@ -69,9 +69,9 @@ def _loss(column: str, header: str, printed: str = "", **options) -> Metric:
     return Metric(read, header, "nats/token", 3, printed, files=("validation.csv",), **options)
 
 
-def _speed(phase: str) -> Metric:
+def _speed(phase: str, printed: str) -> Metric:
     read, error = partial(routed.speed, phase, "difference_percent"), partial(routed.speed_error, phase)
-    return Metric(read, f"{phase} speed", "%", 2, files=(), of_scale=("speed.csv",), error=error)
+    return Metric(read, f"{phase} speed", "%", 2, printed, files=(), of_scale=("speed.csv",), error=error)
 
 
 VALIDATION, SCORES, SPEC = ("validation.csv",), ("scores.csv",), ("run.yaml",)
@@ -127,8 +127,8 @@ METRICS = {
         files=("token_activity.csv",),
         error=routed.rank_correlation_error,
     ),
-    "training_speed": _speed("training"),
-    "inference_speed": _speed("inference"),
+    "training_speed": _speed("training", "train_diff"),
+    "inference_speed": _speed("inference", "infer_diff"),
 }
 
 

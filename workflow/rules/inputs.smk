@@ -1,0 +1,64 @@
+# What figures, tables, verdicts and the published folder are made from.
+def figure_spec(wildcards):
+    """Row of figures.tsv."""
+    name = wildcards.get("figure") or wildcards.get("table")
+    return next(f for f in tables.figures if (f["paper"], f["figure"]) == (wildcards.paper, name))
+
+
+def rows_shown(wildcards):
+    """The runs that figures.tsv selects for this figure."""
+    return select(figure_spec(wildcards)["runs"], ROWS)
+
+
+def files_of_scale(names):
+    """Files of the whole scale. Speeds are optional: a table without them shows what the paper printed."""
+    names = [name for name in names if name != "speed.csv" or speeds_known()]
+    return [f"{RESULTS}/{name}" for name in names]
+
+
+def speeds_known():
+    """Whether speeds were published, or some rule measures them."""
+    if PUBLISHED:
+        return Path(RESULTS, "speed.csv").exists()
+    return any(Path(str(path)).name == "speed.csv" for rule in workflow.rules for path in rule.output)
+
+
+def inputs_of(row):
+    """The files that a row of figures.tsv is drawn from: what its kind and metrics read, of the runs that it shows."""
+    of_seed, of_scale = files_drawn(row)
+    return files_of(select(row["runs"], ROWS), *of_seed) + files_of_scale(of_scale)
+
+
+def figure_inputs(wildcards):
+    """The files of this figure."""
+    return inputs_of(figure_spec(wildcards))
+
+
+def claim_inputs(wildcards):
+    """The files that each claim's metric reads, of the runs that it compares."""
+    files = {}
+    for claim in tables.claims:
+        of_seed, of_scale = files_judged(claim)
+        paths = files_of(runs_judged([claim], ROWS), *of_seed) + files_of_scale(of_scale)
+        files |= dict.fromkeys(paths)
+    return list(files)
+
+
+def published_files(wildcards):
+    """All that any figure or claim reads, and what decided each run and what it left."""
+    if PUBLISHED:
+        raise WorkflowError("what is published already cannot be published: leave out results=published")
+    drawn = [path for row in tables.figures for path in inputs_of(row)]
+    return list(dict.fromkeys(drawn + claim_inputs(wildcards) + files_of(ROWS, "run.yaml", "done.json")))
+
+
+def reported_files(stems):
+    """The files of printed numbers that these cells of a table name."""
+    return sorted({f"{REPORTED}/{stem}.csv" for cell in stems for stem in cell.split()})
+
+
+def shown(*papers):
+    """Every figure and table of these papers that figures.tsv lists, and the verdicts."""
+    names = [(f["paper"], f["figure"]) for f in tables.figures if f["paper"] in papers]
+    endings = [f"{paper}/{name}{'.svg' if name.startswith('fig') else '.md'}" for paper, name in names]
+    return [f"paper_figures/{SCALE}/{ending}" for ending in [*endings, "claims.md"]]
