@@ -15,8 +15,7 @@ include: "workflow/rules/inputs.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
-include: "workflow/rules/figures.smk"
-include: "workflow/rules/benchmark.smk"
+include: f"workflow/rules/{'redraw' if PUBLISHED else 'figures'}.smk"
 
 
 rule figures:

@@ -31,6 +31,8 @@ try:
 except ValueError as error:
     sys.exit(f"error: {error}")
 
+JUDGED, SHOWN = runs_judged(tables.claims, ROWS), [select(figure["runs"], ROWS) for figure in tables.figures]
+USED = [run for run in ROWS if run in sum(SHOWN, JUDGED)]  # the other rows are trained when asked for by name
 GPUS = len(glob(os.path.join(os.sep, "dev", "nvidia[0-9]*"))) if config["gpus"] == "auto" else config["gpus"]
 if GPUS and workflow.local_exec:
     workflow.register_resource("gpu", max(GPUS, config["ranks"]))  # at most as many trainings at a time

@@ -46,10 +46,8 @@ def claim_inputs(wildcards):
 
 def published_files(wildcards):
     """All that any figure or claim reads, and what decided each run and what it left."""
-    if PUBLISHED:
-        raise WorkflowError("what is published already cannot be published: leave out results=published")
     drawn = [path for row in tables.figures for path in inputs_of(row)]
-    return list(dict.fromkeys(drawn + claim_inputs(wildcards) + files_of(ROWS, "run.yaml", "done.json")))
+    return list(dict.fromkeys(drawn + claim_inputs(wildcards) + files_of(USED, "run.yaml", "done.json")))
 
 
 def reported_files(stems):
@@ -57,8 +55,12 @@ def reported_files(stems):
     return sorted({f"{REPORTED}/{stem}.csv" for cell in stems for stem in cell.split()})
 
 
+def endings(row):
+    """The forms of a figure or of a table, the one to look at first."""
+    return ["svg", "png", "csv"] if row["figure"].startswith("fig") else ["md", "csv", "tex"]
+
+
 def shown(*papers):
     """Every figure and table of these papers that figures.tsv lists, and the verdicts."""
-    names = [(f["paper"], f["figure"]) for f in tables.figures if f["paper"] in papers]
-    endings = [f"{paper}/{name}{'.svg' if name.startswith('fig') else '.md'}" for paper, name in names]
-    return [f"paper_figures/{SCALE}/{ending}" for ending in [*endings, "claims.md"]]
+    names = [f"{f['paper']}/{f['figure']}.{endings(f)[0]}" for f in tables.figures if f["paper"] in papers]
+    return [f"paper_figures/{SCALE}/{name}" for name in [*names, "claims.md"]]
