@@ -82,7 +82,9 @@ def test_losses_at_the_change_of_the_warm_up_are_those_printed(made, tmp_path):
 def test_the_computation_of_matched_compute_stands_in_the_csv(made, tmp_path):
     for name in ("table8", "table9", "table10", "table13", "table14"):
         table = csv(name, *made, tmp_path)
-        matched = table[table["column"].isin(["extra_steps", "matched_flops", "flops_a_step"])].dropna(subset="measured")
+        matched = table[table["column"].isin(["extra_steps", "matched_flops", "flops_a_step"])].dropna(
+            subset="measured"
+        )
         assert set(matched["column"]) == {"extra_steps", "matched_flops", "flops_a_step"}
         assert matched["row"].str.contains("MoE").all() and not matched["row"].str.contains("ReMoE|warm").any()
 
