@@ -9,7 +9,7 @@ from moe.claims import check_claims, files_judged, runs_judged
 from moe.claims.compare import compare, contrast, slope_weights
 from moe.claims.verdicts import CONTRADICTED, HOLDS, INCONCLUSIVE, judged
 from moe.figures.metrics import METRICS
-from moe.figures.scaling import number
+from moe.figures.reported import number
 
 ROWS = {run["run"]: run for run in rows()}
 EXPERTS = {4: "-e4", 8: "", 16: "-e16"}

@@ -6,8 +6,7 @@ from typing import NamedTuple
 from moe.figures.check import check_metric, check_reported, select, text
 from moe.figures.inputs import files_of_metrics
 from moe.figures.metrics import METRICS
-from moe.figures.reported import stems
-from moe.figures.scaling import number
+from moe.figures.reported import number, stems
 from moe.wrong import wrong
 
 FILE = "config/claims.tsv"

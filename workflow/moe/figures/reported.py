@@ -10,6 +10,9 @@ import yaml
 from moe.wrong import wrong
 
 
+FACTORS = {"k": 1e3, "M": 1e6, "B": 1e9}  # of sizes as printed
+
+
 class Printed(NamedTuple):
     """A printed number: as a number, as printed, its unit, where it stands, what disagrees with it."""
 
@@ -66,6 +69,12 @@ def same(printed: str, ours) -> bool:
         return math.isclose(float(printed), float(ours), rel_tol=1e-9)
     except (TypeError, ValueError):
         return str(printed).replace("×", "x") == str(ours).replace("×", "x")
+
+
+def number(value) -> float:
+    """A size as printed (182M, 0.91B), a number, or yes and no as 1 and 0. Errors: ValueError for anything else."""
+    word = {"yes": "1", "no": "0"}.get(str(value), str(value))
+    return float(word[:-1]) * FACTORS[word[-1]] if word[-1:] in FACTORS else float(word)
 
 
 def resolve(source: str, values: dict):

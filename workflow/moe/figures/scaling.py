@@ -7,18 +7,11 @@ from moe.figures.check import text
 from moe.figures.intervals import mean_interval
 from moe.figures.metrics import METRICS
 from moe.figures.records import records, snapshots_of
-from moe.figures.reported import attributes, find, load, parse_match, stems
+from moe.figures.reported import attributes, find, load, number, parse_match, stems
 from moe.figures.style import Picture, colours, panels
 from moe.figures.titles import headline, seeds_sentence
 
 AXES = {"size": "active parameters at the paper's size", "experts": "experts E", "granularity": "granularity G"}
-FACTORS = {"k": 1e3, "M": 1e6, "B": 1e9}
-
-
-def number(value) -> float:
-    """A size as printed (182M, 0.91B), a number, or yes and no as 1 and 0. Errors: ValueError for anything else."""
-    word = {"yes": "1", "no": "0"}.get(str(value), str(value))
-    return float(word[:-1]) * FACTORS[word[-1]] if word[-1:] in FACTORS else float(word)
 
 
 def scaling(spec, runs, *, scale, reported, results) -> Picture:

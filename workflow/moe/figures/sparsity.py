@@ -26,7 +26,7 @@ def sparsity(spec, runs, *, scale, reported, results) -> Picture:
     """Sparsity of every single step, neither averaged nor sampled, and its mean and std (figure 3)."""
     run = one_run(spec, runs)
     target = target_sparsity(run)
-    data = all_steps(run)[["run", "seed", text(spec, "x"), "sparsity"]]
+    data = all_steps(run)[list(dict.fromkeys(["run", "seed", "step", text(spec, "x"), "sparsity"]))]
     moments = [_moments(sparsities(record)) for record in records(run)]
     pages, match = load(reported, stems(text(spec, "reported"))), parse_match(text(spec, "match"))
     printed = [find(pages, match, run, f"sparsity_{m}") for m in ("mean", "std")]
@@ -46,6 +46,8 @@ def sparsity(spec, runs, *, scale, reported, results) -> Picture:
     close.set(xlabel=text(spec, "x"), ylabel="sparsity", ylim=(target - reach, target + reach))
     close.set_title(f"(b) the same, close to 1 − k/E = {target:g} (dashed)")
     note = _sparsity_note(moments, printed)
+    if (data.groupby("seed")["step"].diff() > 1).any():
+        note += " Published results keep the first steps of a long training and evenly spaced ones of the rest."
     return Picture(figure, data, headline(spec, scale), text(spec, "title"), [note, text(spec, "caption")])
 
 
