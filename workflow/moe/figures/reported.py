@@ -9,7 +9,6 @@ import yaml
 
 from moe.wrong import wrong
 
-
 FACTORS = {"k": 1e3, "M": 1e6, "B": 1e9}  # of sizes as printed
 
 
