@@ -134,6 +134,15 @@ def test_flip_count_is_experts_times_flip_rate_and_leaves_out_the_start(made, tm
     assert METRICS["flip_count"].read(record, "10B") == pytest.approx(16 * series[series.index > 60].mean())
 
 
+def test_a_run_too_short_to_have_flips_measured_is_named(tmp_path):
+    runs = make_results(tmp_path, steps=8)
+    path = tmp_path / "fig10.svg"
+    row = ROWS["fig10"]
+    made = draw(row, select(row["runs"], runs), scale="smoke", reported=REPORTED, results=tmp_path, outputs=[path])
+    assert made is None and path.stat().st_size > 1000
+    assert csv("fig10", runs, tmp_path, tmp_path).empty
+
+
 def test_shares_by_hand(tmp_path):
     """Two layers, two domains of 100 and 300 tokens, two experts."""
     run = make_run(tmp_path, remoe("relu", "ReMoE"))

@@ -16,7 +16,7 @@ def flips(spec, runs, *, scale, reported, results) -> Picture:
     """Flip rate, and flip count = E · flip rate, over training: colour is the router, dashes the number of experts.
 
     Flip rate of a step: mean over layers, tokens and experts of |mask − mask one optimiser step before|, on fixed
-    calibration text; measured in some steps only. Errors: ValueError if a run has no measured step.
+    calibration text; measured in some steps only. A run too short for any such step has no line, and is named.
     """
     x = text(spec, "x")
     data = pd.concat([_measured(run, x) for run in runs], ignore_index=True)
@@ -37,7 +37,9 @@ def flips(spec, runs, *, scale, reported, results) -> Picture:
     axes[0, 1].set(title="(b) flip count", xlabel=x, ylabel="experts per token and layer", yscale="log")
     axes[0, 1].legend(bbox_to_anchor=(1.02, 1), loc="upper left")
     counts(*axes[0])
-    notes = [seeds_sentence(data["seeds"]), text(spec, "caption")]
+    without = [run["run"] for run in runs if run["run"] not in set(data["run"])]
+    notes = [f"Too short for a step where flips are measured: {', '.join(without)}."] if without else []
+    notes += [seeds_sentence(data["seeds"]), text(spec, "caption")]
     return Picture(figure, data, headline(spec, scale), text(spec, "title"), [" ".join(notes)])
 
 
@@ -45,10 +47,8 @@ def _measured(run: dict, x: str) -> pd.DataFrame:
     """Mean and half of the 95 % interval over seeds, at every measured step."""
     rates = {}
     for record in records(run):
-        frame = record.steps()
-        if "flip_rate" not in frame or frame["flip_rate"].isna().all():
-            raise ValueError(f"run {run['run']}, seed {record.seed}: no step of metrics.csv has a flip_rate.")
-        rates[record.seed] = frame.set_index(x)["flip_rate"].dropna()
+        frame = record.steps().set_index(x)
+        rates[record.seed] = frame["flip_rate"].dropna() if "flip_rate" in frame else pd.Series(dtype=float)
     wide = pd.DataFrame(rates).dropna()
     stats = [mean_interval(row) for row in wide.to_numpy()]
     points = pd.DataFrame({"run": run["run"], "label": run["label"], "experts": run["experts"], x: wide.index})
