@@ -75,11 +75,10 @@ def spec_of(wildcards):
 
 
 def matched_by(wildcards):
-    """Files of the run whose compute this one is to match."""
-    folder = f"results/{SCALE}/runs/{tables.runs[wildcards.run]['matches']}/seed-{wildcards.seed}"
-    return (
-        expand(f"{folder}/{{name}}", name=["run.yaml", "metrics.csv"]) if tables.runs[wildcards.run]["matches"] else []
-    )
+    """Files of the run whose compute this one is to match, if any."""
+    folder = "results/{scale}/runs/{other}/seed-{seed}/"
+    other = [tables.runs[wildcards.run]["matches"]] if tables.runs[wildcards.run]["matches"] else []
+    return expand([folder + "run.yaml", folder + "metrics.csv"], other=other, scale=SCALE, seed=wildcards.seed)
 
 
 def corpus_of(wildcards):
