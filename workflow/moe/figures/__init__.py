@@ -38,3 +38,5 @@ def draw(spec: dict, runs: list[dict], *, scale: str, reported: Path, results: P
     for path in map(Path, outputs):
         path.parent.mkdir(parents=True, exist_ok=True)
         made.write(path)
+    if hasattr(made, "close"):
+        made.close()

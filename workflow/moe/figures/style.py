@@ -75,6 +75,9 @@ class Picture:
         if path.suffix == ".png":
             stamp = {"Software": None, "Title": stamp["Title"]}
         self.figure.savefig(path, metadata=stamp)
+
+    def close(self) -> None:
+        """Give the memory of the picture back."""
         plt.close(self.figure)
 
     def _finish(self) -> None:
