@@ -16,6 +16,7 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: f"workflow/rules/{'redraw' if PUBLISHED else 'figures'}.smk"
+include: "workflow/rules/benchmark.smk"
 
 
 rule figures:
