@@ -72,9 +72,9 @@ def spec_of(wildcards):
 
 def matched_by(wildcards):
     """Files of the run whose compute this one is to match, if any."""
-    folder = "results/{scale}/runs/{other}/seed-{seed}/"
-    other = [tables.runs[wildcards.run]["matches"]] if tables.runs[wildcards.run]["matches"] else []
-    return expand([folder + "run.yaml", folder + "metrics.csv"], other=other, scale=SCALE, seed=wildcards.seed)
+    other = tables.runs[wildcards.run]["matches"]
+    folder = f"results/{SCALE}/runs/{other}/seed-{wildcards.seed}"
+    return [f"{folder}/run.yaml", f"{folder}/metrics.csv"] if other else []
 
 
 def corpus_of(wildcards):
