@@ -54,6 +54,34 @@ class Experts(nn.Module):
         return grouped_product(swiglu(grouped_product(x_ND, in_EDF, ends_E)), out_EFD, ends_E)
 
 
+class ReLUExperts(Experts):
+    """E networks Linear–ReLU–Dropout–Linear with biases (RMoE's enwik8 and WikiText-103 models, after CompeteSMoE).
+
+    dropout: share of the hidden units that training drops. Weights start as U(±1/√(in · out)), biases as 0.
+    """
+
+    def __init__(self, experts: int, width: int, expert_width: int, dropout: float = 0.0):
+        nn.Module.__init__(self)
+        self.dropout = dropout
+        bound = (width * expert_width) ** -0.5
+        self.in_EDF = nn.Parameter(torch.empty(experts, width, expert_width).uniform_(-bound, bound))
+        self.in_bias_EF = nn.Parameter(torch.zeros(experts, expert_width))
+        self.out_EFD = nn.Parameter(torch.empty(experts, expert_width, width).uniform_(-bound, bound))
+        self.out_bias_ED = nn.Parameter(torch.zeros(experts, width))
+
+    def apply_sorted(self, x_ND: Tensor, ends_E: Tensor, weights: dict[str, Tensor] | None = None) -> Tensor:
+        """As Experts.apply_sorted."""
+        in_EDF, in_bias_EF, out_EFD, out_bias_ED = (weights or self._parameters).values()
+        if x_ND.shape[0] == 0:  # as in Experts.apply_sorted
+            unused = in_EDF.sum() + in_bias_EF.sum() + out_EFD.sum() + out_bias_ED.sum()
+            return x_ND + 0 * unused.to(x_ND.dtype)
+        rows_E = ends_E.diff(prepend=ends_E.new_zeros(1))
+        expert_N = torch.repeat_interleave(rows_E, output_size=x_ND.shape[0])
+        hidden_NF = grouped_product(x_ND, in_EDF, ends_E) + in_bias_EF.index_select(0, expert_N)
+        hidden_NF = F.dropout(hidden_NF.relu(), self.dropout, self.training)
+        return grouped_product(hidden_NF, out_EFD, ends_E) + out_bias_ED.index_select(0, expert_N)
+
+
 def swiglu(both: Tensor) -> Tensor:
     """silu(gate) · up of [..., 2F], gate beside up -> [..., F]."""
     return _SwiGLU.apply(both)

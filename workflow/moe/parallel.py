@@ -205,8 +205,10 @@ class _Gather(torch.autograd.Function):
 
 def _share(experts: Experts, rank: int, ranks: int) -> Experts:
     """Experts [rank · E/ranks, (rank + 1) · E/ranks) as a stack of their own."""
-    share = Experts.__new__(Experts)
+    share = type(experts).__new__(type(experts))
     nn.Module.__init__(share)
+    if hasattr(experts, "dropout"):
+        share.dropout = experts.dropout
     for name, weight in experts.named_parameters():
         share.register_parameter(name, nn.Parameter(weight.detach().chunk(ranks)[rank].clone()))
     return share

@@ -12,8 +12,9 @@ from torch import nn
 
 from moe.checkpoints import sha256, sync
 from moe.model import Decoder
+from moe.span import SpanDecoder
 
-MODELS = {"decoder": Decoder}
+MODELS = {"decoder": Decoder, "span": SpanDecoder}
 EXTRA = "_extra_state"  # PyTorch's name for it
 
 
