@@ -31,6 +31,17 @@ def test_head_loss_is_the_cross_entropy_of_the_logits(tokens, words, chunk, seed
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_head_loss_with_a_bias_has_the_right_gradients():
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((5, 4), (7, 4), (7,))]
+    targets = torch.randint(7, (5,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(loss.CHUNK, "cpu", 14)  # several chunks
+        assert torch.autograd.gradcheck(lambda x, weight, bias: head_loss(x, weight, targets, bias), inputs)
+        mine = head_loss(*inputs[:2], targets, inputs[2])
+    torch.testing.assert_close(mine, F.cross_entropy(F.linear(*inputs), targets))
+
+
 def test_head_loss_of_extreme_logits_is_finite_and_exact():
     x, targets = torch.tensor([[1e4], [-1e4], [0.0]]), torch.tensor([0, 0, 1])
     weight = torch.tensor([[1.0], [-1.0]])
