@@ -1,14 +1,25 @@
 """RMoE's small model: its attention against a loop, its cache against one long block, its experts, its golden layer."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_golden import case, cases  # noqa: F401 (a fixture)
 
+from moe.accounting import parameter_counts
 from moe.experts import ReLUExperts
 from moe.routers import ROUTERS
+from moe.snapshots import build_model
 from moe.span import SpanBlock, SpanDecoder, _router, skewed, span_attention
+from moe.tables import Tables, load_yaml
+
+ROOT = Path(__file__).parent.parent
+PRINTED = {
+    "rmoe-enwik8-small": {"smoe": 15_319_165, "rmoe": 15_608_701},
+    "rmoe-enwik8-medium": {"smoe": 36_076_813, "rmoe": 36_508_685},
+}
 
 SMALL = dict(vocabulary=50, width=16, layers=3, heads=4, expert_width=24, span=7)
 EVERY = ["none", *ROUTERS]
@@ -270,3 +281,20 @@ def load_gate(case, router, xmoe):  # noqa: F811
     embeddings.data = 1.5 * torch.nn.functional.normalize(case["embeddings"], dim=-1)
     reduction.data = case["reduction"].clone()
     return {"reduction": reduction, "embeddings": embeddings}
+
+
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "gpu", "paper"])
+def test_setups_of_the_model_build_at_every_scale(scale):
+    config = load_yaml(ROOT / "config/config.yaml") | {"scale": scale, "tables": str(ROOT / "config")}
+    tables = Tables(config, ROOT / "workflow/schemas")
+    names = [name for name in tables.setups if name not in tables.decoders]
+    assert len(names) == 7
+    for name in names:
+        for router in ("smoe", "rmoe"):
+            spec = tables.scaled[name]
+            arguments = spec["model"] | {"experts": 16, "top_k": 2, "router": {"name": router} | spec["router"]}
+            with torch.device("meta"):
+                counts = parameter_counts(build_model({"model": arguments}))
+            if scale == "paper" and name in PRINTED:
+                norms = spec["model"]["layers"] * 2 * spec["model"]["width"]  # counted, never applied
+                assert counts["parameters"] + norms == PRINTED[name][router]

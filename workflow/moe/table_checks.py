@@ -58,16 +58,22 @@ def pick(name: Any, known: Iterable[str], where: str) -> Any:
 def check_setup(setup: dict[str, Any], where: str) -> None:
     """The numbers of one setup, as a scale makes it, fit each other."""
     model, training = setup["model"], setup["training"]
-    width, heads, kv_heads = model["width"], model["heads"], model["kv_heads"]
+    width, heads, span = model["width"], model["heads"], model.get("kind") == "span"
+    kv_heads = model.get("kv_heads", heads)
     if width % heads or heads % kv_heads:
         raise ValueError(
             f"{where}, key model: width {width}, heads {heads} and kv_heads {kv_heads}, "
             "expected each to divide the one before"
         )
-    if width // heads % 2:
+    if width // heads % 2 and not span:
         raise ValueError(
             f"{where}, key model.heads: {heads} heads of a width of {width} are {width // heads} wide each, "
             "expected an even number, since rotary positions turn pairs"
+        )
+    if training.get("streams", False) != span:
+        raise ValueError(
+            f"{where}, key training.streams: {training.get('streams', False)} with a model of kind "
+            f"{model.get('kind', 'decoder')}, expected streams for a span and for nothing else"
         )
     peak, final = training["learning_rate"], training["final_learning_rate"]
     if final > peak:

@@ -15,7 +15,8 @@ from moe.table_checks import DENSE, check_match, check_row, check_schema, check_
 from moe.table_files import load_yaml, parse_options, read_tsv
 
 TRAINING_MODULES = ("routers/*.py", "experts.py", "model.py", "parallel.py", "schedule.py", "snapshots.py", "train.py")
-TRAINING_MODULES += ("attention.py", "span.py", "loss.py", "monitors.py", "data/windows.py", "data/corpus.py")
+TRAINING_MODULES += ("attention.py", "span.py", "loss.py", "monitors.py", "streaming.py", "best.py")
+TRAINING_MODULES += ("data/streams.py", "data/windows.py", "data/corpus.py")
 
 
 class Tables:
@@ -58,6 +59,11 @@ class Tables:
         spec = {"scale": self.scale_name, "seed": seed, "code": self.code} | identity | merged
         return spec | {"fingerprint": fingerprint(spec)}
 
+    @property
+    def decoders(self) -> list[str]:
+        """Setups whose model is Decoder, the others' sizes being counted otherwise."""
+        return [name for name, setup in self.setups.items() if setup["model"].get("kind", "decoder") == "decoder"]
+
     def shapes(self, setup: str) -> dict[str, Any]:
         """A setup's model and sequence at the papers' size and at this scale."""
         own, scaled = self.setups[setup], self.scaled[setup]
@@ -67,7 +73,9 @@ class Tables:
         }
 
     def _scaled(self, setup: str) -> dict[str, Any]:
-        overrides = [self.scale["every"], *(self.scale["setups"].get(name, {}) for name in self.family[setup])]
+        span = self.setups[setup]["model"].get("kind") == "span"
+        every = self.scale.get("span", {}) if span else self.scale["every"]
+        overrides = [every, *(self.scale["setups"].get(name, {}) for name in self.family[setup])]
         where = self._over(setup)
         merged = deepcopy(self.setups[setup])
         for override in overrides:
@@ -119,7 +127,8 @@ class Tables:
             table_checks.check_corpus(corpus, self.schemas["corpus"], f"{self.folder}/corpora/{name}.yaml")
         for name, setup in self.setups.items():
             table_checks.check_tasks(setup, f"{self.folder}/setups/{name}.yaml, key ")
-        table_checks.check_tasks(self.scale["every"], f"{self.scale_path}, key every.")
+        for key in ("every", "span"):
+            table_checks.check_tasks(self.scale.get(key, {}), f"{self.scale_path}, key {key}.")
         for name, override in self.scale["setups"].items():
             table_checks.check_tasks(override, f"{self.scale_path}, key setups.{name}.")
         table_checks.check_divisors(self.scale.get("divide", {}), f"{self.scale_path}, key divide")

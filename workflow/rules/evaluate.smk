@@ -100,6 +100,6 @@ rule describe:
     conda:
         "../../envs/train.yaml"
     params:
-        setups={name: tables.shapes(name) for name in tables.setups},
+        setups={name: tables.shapes(name) for name in tables.decoders},
     script:
         "../scripts/describe.py"
