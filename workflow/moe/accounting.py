@@ -1,5 +1,7 @@
 """Parameters, FLOPs and utilisation of a model, counted rather than estimated."""
 
+from typing import Any
+
 from torch import nn
 
 # Dense bf16 peak of a device, FLOP/s, from its datasheet; a device that is not here has no MFU.
@@ -46,6 +48,25 @@ def forward_flops(
     return 2 * tokens * matmuls + 4 * tokens**2 * width * layers
 
 
+def span_forward_flops(
+    tokens: int, *, width: int, layers: int, expert_width: int, vocabulary: int, span: int, active_experts: float = 1.0
+) -> float:
+    """The same for a block of RMoE's small model, whose keys and values are made anew of the span before it, too."""
+    attention = 2 * 2 * width * width * tokens + 2 * 2 * width * width * (tokens + span)
+    attention += 3 * 2 * tokens * span * width  # queries with keys, with positions, and weights with values
+    feed_forward = 2 * 2 * tokens * width * expert_width * active_experts
+    return layers * (attention + feed_forward) + 2 * tokens * width * vocabulary
+
+
+def sequence_flops(model: dict[str, Any], tokens: int, active_experts: float) -> float:
+    """FLOPs of forward and backward of a sequence, of whatever kind the model of a run.yaml is."""
+    keys = ("width", "layers", "expert_width", "vocabulary")
+    shape = {key: model[key] for key in keys} | {"active_experts": active_experts}
+    if model.get("kind") == "span":
+        return 3 * span_forward_flops(tokens, span=model["span"], **shape)
+    return training_flops(tokens, heads=model["heads"], kv_heads=model["kv_heads"], **shape)
+
+
 def training_flops(tokens: int, **shape: float) -> float:
     """FLOPs of forward and backward: three forwards."""
     return 3 * forward_flops(tokens, **shape)
@@ -58,3 +79,15 @@ def utilisation(flops_per_second: float, device_name: str, devices: int = 1) -> 
         return None
     mfu = flops_per_second / (PEAK_FLOPS[max(known, key=len)] * devices)
     return mfu if 0 < mfu < 1 else None
+
+
+def training_mfu(
+    spec: dict[str, Any], statistics: dict[str, float], seconds: float, device_name: str, devices: int
+) -> float | None:
+    """Share of the devices' peak in a step of a run, from the FLOPs of the experts that were active in it."""
+    model, training = spec["model"], spec["training"]
+    active = float(model.get("experts", 1))  # dense
+    if statistics:  # experts of the width before granularity
+        active = statistics["active_experts"] / model.get("granularity", 1)
+    flops = training["batch"] * sequence_flops(model, training["sequence"], active)
+    return utilisation(flops / seconds, device_name, devices)

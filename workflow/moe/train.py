@@ -18,16 +18,18 @@ import yaml
 from filelock import FileLock, Timeout
 
 from moe import checkpoints, devices
-from moe.accounting import parameter_counts, training_flops, utilisation
+from moe.accounting import parameter_counts, training_mfu
+from moe.best import Best, best_of
 from moe.command_line import Tee, exit_code
-from moe.data import Corpus, Windows
+from moe.data import Corpus, Streams, Windows
 from moe.health import Health
-from moe.monitors import Flips, validation_loss
+from moe.monitors import Flips
 from moe.outcome import write_outcome
 from moe.parallel import build_engine, gathered_state, init_ranks, spread_experts
 from moe.records import StepRecord, progress
 from moe.schedule import learning_rate
 from moe.snapshots import build_model, router_state, save_snapshot, snapshot_steps
+from moe.streaming import Memories, memory_bytes, validation_of
 
 REQUEUE = 75  # EX_TEMPFAIL: the scheduler may run the job again
 
@@ -60,7 +62,8 @@ class Training:
         model = build_model(spec)
         self.counts = parameter_counts(model)
         if self.rank == 0:
-            checkpoints.check_disk(folder, (checkpoints.KEPT + 1) * 16 * self.counts["parameters"])
+            size = 16 * self.counts["parameters"] + memory_bytes(model, settings["batch"])
+            checkpoints.check_disk(folder, (checkpoints.KEPT + 1) * size)
         spread_experts(model, settings.get("expert_ranks", 1))
         self.micro_batch = settings.get("micro_batch") or settings["batch"] // self.ranks
         self.engine = build_engine(
@@ -76,11 +79,13 @@ class Training:
             },
         )
         self.model = self.engine.module
-        self.batches = Windows(corpus, "train", settings["sequence"], settings["batch"], spec["seed"])
+        batches = Streams if settings.get("streams", False) else Windows
+        self.batches = batches(corpus, "train", settings["sequence"], settings["batch"], spec["seed"])
+        self.memories = Memories(self.batches, settings["batch"] // (self.micro_batch * self.ranks))
         sequence, windows = settings["sequence"], settings.get("flip_windows", 4)
         self.flips = Flips(self.model, corpus, sequence=sequence, windows=windows, every=settings.get("flip_every", 0))
-        self.validation = {"sequence": sequence, "windows": settings["validate_windows"], "batch": self.micro_batch}
-        self.validation |= {"rank": self.rank, "ranks": self.ranks}
+        self.validate = validation_of(self.model, corpus, settings, self.micro_batch, self.rank, self.ranks)
+        self.best = Best(self._snapshot_path("best").parent) if settings.get("keep", "last") == "best" else None
         self.health = Health(self.model, spec["model"]["router"]["name"], where=str(folder))
 
     def _check_sizes(self) -> None:
@@ -115,7 +120,9 @@ class Training:
             row = self._step(step)
             row |= self.flips.after_step(step + 1)
             if (step + 1) % self.settings["validate_every"] == 0 or step + 1 == steps:
-                row["valid_loss"] = validation_loss(self.model, self.corpus, **self.validation)
+                row["valid_loss"] = self.validate(step // self.settings["validate_every"])
+                if self.best is not None:
+                    self.best.validated(row, self._save_weights)
             if record is not None:
                 record.append(row)
                 rate = row["tokens_per_second"]
@@ -150,12 +157,13 @@ class Training:
         # Routers that sample draw from the seed and the step alone, so a resume needs no generator state.
         torch.manual_seed((spec["seed"] * 1_000_003 + step) * 1009 + self.rank)
         tokens_BS = torch.from_numpy(self.batches.at(step, self.rank, self.ranks)).to(self.device)
+        memories = self.memories.before(step)
         self.model.train()
         losses, micro_batches = [], tokens_BS.split(self.micro_batch)
-        for micro_BS in micro_batches:
+        for micro_BS, memory in zip(micro_batches, memories, strict=True):
             if losses:
                 self.engine.step()  # only accumulates: the optimiser moves after the last micro-batch
-            loss, router_loss = self.engine(micro_BS[:, :-1], micro_BS[:, 1:])
+            loss, router_loss = self.engine(micro_BS[:, :-1], micro_BS[:, 1:], **memory)
             self.engine.backward(loss + router_loss)
             losses.append(torch.stack([loss.detach(), router_loss.detach()]))
         total, router_total = self._mean_over_ranks(torch.stack(losses).double().mean(0)).tolist()
@@ -169,21 +177,11 @@ class Training:
         seconds = time.perf_counter() - began
         row["tokens_per_second"] = settings["batch"] * settings["sequence"] / seconds
         row |= {
-            "mfu": self._mfu(seconds, statistics),
+            "mfu": training_mfu(spec, statistics, seconds, devices.name(self.device), self.ranks),
             "memory_gib": devices.peak_memory(self.device),
             "seconds": seconds,
         }
         return row
-
-    def _mfu(self, seconds: float, statistics: dict[str, float]) -> float | None:
-        """Share of the devices' peak, from the FLOPs of the experts that were active in this step."""
-        model, settings = self.spec["model"], self.settings
-        active = float(model.get("experts", 1))  # dense
-        if statistics:  # experts of the width before granularity
-            active = statistics["active_experts"] / model.get("granularity", 1)
-        shape = {k: model[k] for k in ("width", "layers", "heads", "kv_heads", "expert_width", "vocabulary")}
-        flops = settings["batch"] * training_flops(settings["sequence"], active_experts=active, **shape)
-        return utilisation(flops / seconds, devices.name(self.device), self.ranks)
 
     def _mean_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         if self.ranks > 1:
@@ -208,8 +206,11 @@ class Training:
 
         def save(aside: Path) -> None:
             self.engine.save_checkpoint(str(aside), tag="engine", client_state={"step": step}, save_latest=False)
+            self.memories.save(aside, self.rank)
 
         checkpoints.write(self.checkpoints, step, self.belongs, save, self.rank, dist.barrier)
+        if self.best is not None and self.rank == 0:
+            self.best.prune()
 
     def _lock(self) -> None:
         """One training a folder: the lock ends with the process, however it ends."""
@@ -230,13 +231,23 @@ class Training:
             dist.broadcast(found, 0)
         step = int(found.item())
         if step:
-            self.engine.load_checkpoint(str(checkpoints.path_of(self.checkpoints, step)), tag="engine")
+            folder = checkpoints.path_of(self.checkpoints, step)
+            self.engine.load_checkpoint(str(folder), tag="engine")
+            self.memories.load(folder, self.rank, self.device)
+        if self.best is not None:
+            self.best.resume(self.checkpoints / "metrics.csv", step)
         return step
 
     def _snapshot(self, label: str) -> None:
+        if self.best is None or not self.best.step:
+            self._save_weights(self._snapshot_path(label))
+        elif self.rank == 0:
+            self.best.copy(self._snapshot_path(label))
+
+    def _save_weights(self, path: Path) -> None:
         state = gathered_state(self.model)
         if self.rank == 0:
-            save_snapshot(state, self._snapshot_path(label), router_state(self.model))
+            save_snapshot(state, path, router_state(self.model))
         dist.barrier()
 
     def _snapshot_path(self, label: str) -> Path:
@@ -259,9 +270,13 @@ class Training:
         facts = {key: spec.get(key) for key in ("run", "seed", "scale", "setup", "commit", "fingerprint")} | self.counts
         facts |= {"data": self.corpus.fingerprint, "device": devices.name(self.device), "ranks": self.ranks}
         facts["precision"] = str(self.dtype).removeprefix("torch.")
-        snapshots = {label: (self._snapshot_path(label), step) for label, step in self.snapshots.items()}
+        record, steps = self.checkpoints / "metrics.csv", self.snapshots
+        if self.best is not None:
+            self.best.prune(last=True)
+            steps = {label: best_of(record, step)[0] for label, step in steps.items()}
+        snapshots = {label: (self._snapshot_path(label), step) for label, step in steps.items()}
         batch_tokens = self.settings["batch"] * self.settings["sequence"]
-        write_outcome(self.folder, self.checkpoints / "metrics.csv", snapshots, batch_tokens, facts)
+        write_outcome(self.folder, record, snapshots, batch_tokens, facts)
 
 
 def main() -> None:

@@ -16,12 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe.command_line import exit_code, progress
-from moe.data import Corpus
+from moe.data import Corpus, Streams
 from moe.data.tokenizer import byte_letters
 from moe.finished import FinishedRun, batched, open_run, parser_of, write_csv
+from moe.streaming import block_losses
 
 COLUMNS = ["run", "seed", "snapshot", "step", "tokens", "split", "windows", "loss", "bits_per_byte", "perplexity"]
 COLUMNS += ["leaky_loss", "later_loss"]
+STREAMS = 8  # of RMoE's small runs, over the whole of a split
 WINDOW_COLUMNS = ["snapshot", "window", "loss"]
 
 
@@ -91,14 +93,34 @@ def losses_of_snapshot(run: FinishedRun, snapshot: str, split: str) -> tuple[dic
     return losses, size
 
 
+def losses_of_streams(run: FinishedRun, snapshot: str, split: str) -> tuple[dict[str, list[float]], float]:
+    """As losses_of_snapshot, of blocks that follow each other with the cache: 8 streams over the whole split.
+
+    A rest shorter than a block is left out; of `evaluation.windows` blocks each stream reads its share.
+    """
+    limit = run.spec.get("evaluation", {}).get("windows")
+    streams = Streams(run.corpus, split, run.sequence, STREAMS)
+    blocks = len(streams) if limit is None else min(len(streams), max(1, limit // STREAMS))
+    lengths, size, losses = token_bytes(run.corpus, split), 0.0, []
+    at_once = min(STREAMS, run.windows_per_batch())
+    bar = progress(f"validate {run.spec['run']} {snapshot} {split}", blocks, "block")
+    for step, losses_B in enumerate(block_losses(run.model(snapshot), streams, range(blocks), micro_batch=at_once)):
+        size += lengths[streams.at(step)[:, 1:]].sum()
+        losses.append(losses_B.tolist())
+        bar.update()
+    bar.close()
+    return {"loss": [of_block for of_stream in zip(*losses, strict=True) for of_block in of_stream]}, size
+
+
 def validate(run: FinishedRun, *, split: str = "valid") -> tuple[list[dict], list[dict]]:
     """Rows of validation.csv and of validation_windows.csv.
 
     All windows of the split, or `evaluation.windows` of them, spread evenly. Raises ValueError where there is none.
     """
     rows, window_rows = [], []
+    losses_of = losses_of_streams if run.spec["training"].get("streams", False) else losses_of_snapshot
     for snapshot in run.snapshots:
-        seen, size = losses_of_snapshot(run, snapshot, split)
+        seen, size = losses_of(run, snapshot, split)
         losses = seen["loss"]
         means = {name: math.fsum(values) / len(values) for name, values in seen.items()}
         nats = math.fsum(losses) * run.sequence
@@ -119,17 +141,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = parser_of(__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="validation.csv")
     parser.add_argument("--windows-output", type=Path, help="validation_windows.csv")
-    parser.add_argument("--split", default="valid", choices=["train", "valid", "test"])
+    parser.add_argument("--split", choices=["train", "valid", "test"], help="default: valid; of streams test, too")
     options = parser.parse_args(arguments)
 
     def command() -> None:
         run = open_run(options.run, options.corpus, snapshots=options.snapshot, device=options.device)
-        rows, window_rows = validate(run, split=options.split)
+        rows, window_rows = validate(run, split=options.split or "valid")
+        if options.split is None and run.spec["training"].get("streams", False):
+            rows += validate(run, split="test")[0]  # RMoE's tables print both
         if options.windows_output:
             write_csv(options.windows_output, WINDOW_COLUMNS, window_rows)
         write_csv(options.output, COLUMNS, rows)
         for row in rows:
-            print("{run} {snapshot}: loss {loss:.4f} over {windows} windows".format(**row))
+            print("{run} {snapshot} {split}: loss {loss:.4f} over {windows} windows".format(**row))
 
     return exit_code(command)
 

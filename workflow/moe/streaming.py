@@ -1,0 +1,113 @@
+"""Models that remember the text before a block: their caches while they train, and losses over running text.
+
+Letters: B streams, S tokens of a block, L layers, W states that a layer remembers, D width.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from moe.data import Corpus, Streams, Windows
+from moe.monitors import validation_loss
+
+Cache = list[Tensor]  # a tensor [B, W, D] a layer, or nothing at the start of a text
+
+
+class Memories:
+    """What a rank's micro-batches remember from step to step; nothing where the batches are shuffled windows."""
+
+    def __init__(self, batches: Streams | Windows, micro_batches: int):
+        self.streams = batches if isinstance(batches, Streams) else None
+        self.caches: list[Cache] = [[] for _ in range(micro_batches)]
+
+    def before(self, step: int) -> list[dict[str, Cache]]:
+        """The further arguments of each micro-batch's forward pass, which leaves in them what the next step needs."""
+        if self.streams is None:
+            return [{} for _ in self.caches]
+        if self.streams.starts(step):
+            self.caches = [[] for _ in self.caches]
+        return [{"cache": cache} for cache in self.caches]
+
+    def save(self, folder: Path, rank: int) -> None:
+        """Write what this rank remembers, so that a resumed training goes on to the bit."""
+        if self.streams is not None:
+            named = {f"{i}.{layer}": left for i, cache in enumerate(self.caches) for layer, left in enumerate(cache)}
+            save_file({name: left.contiguous() for name, left in named.items()}, _file(folder, rank))
+
+    def load(self, folder: Path, rank: int, device: torch.device) -> None:
+        """Remember what `save` wrote."""
+        if self.streams is not None:
+            named = load_file(_file(folder, rank), device=str(device))
+            layers = len(named) // len(self.caches)
+            self.caches = [[named[f"{i}.{layer}"] for layer in range(layers)] for i in range(len(self.caches))]
+
+
+def _file(folder: Path, rank: int) -> Path:
+    return folder / f"memory-{rank:05d}.safetensors"
+
+
+def memory_bytes(model: nn.Module, streams: int) -> int:
+    """Bytes of what a model remembers of so many streams, in float32; 0 for models that remember nothing."""
+    return 4 * streams * getattr(model, "span", 0) * model.width * len(model.blocks)
+
+
+@torch.no_grad()
+def block_losses(
+    model: nn.Module, streams: Streams, steps: range, *, micro_batch: int, rank: int = 0, ranks: int = 1
+) -> Iterator[Tensor]:
+    """Mean loss of each of this rank's blocks at each step, [B/ranks] in nats per token, float64.
+
+    Blocks follow each other with the cache, which is empty at the first step.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    caches: list[Cache] = []
+    for step in steps:
+        micro_batches = torch.from_numpy(streams.at(step, rank, ranks)).to(device).split(micro_batch)
+        if not caches or streams.starts(step):
+            caches = [[] for _ in micro_batches]
+        yield torch.cat([_losses(model, micro, cache) for micro, cache in zip(micro_batches, caches, strict=True)])
+
+
+def _losses(model: nn.Module, tokens_BS1: Tensor, cache: Cache) -> Tensor:
+    logits_BSV = model(tokens_BS1[:, :-1], cache=cache)
+    targets_BS = tokens_BS1[:, 1:]
+    losses = nn.functional.cross_entropy(logits_BSV.flatten(0, 1).float(), targets_BS.flatten(), reduction="none")
+    return losses.view(targets_BS.shape).double().mean(1)
+
+
+class StreamValidation:
+    """Validation while a model trains: each time over the next blocks of the held-out streams, at most once all.
+
+    As in the public code, so that two validations see different text. A departure: each starts with an empty cache,
+    not with what an earlier model left there, which a resumed training would have to keep.
+    """
+
+    def __init__(self, model: nn.Module, corpus: Corpus, *, sequence: int, windows: int, streams: int, **split: Any):
+        self.model, self.split = model, split
+        self.streams = Streams(corpus, "valid", sequence, streams)
+        self.blocks = min(max(1, windows // streams), len(self.streams))
+
+    def __call__(self, number: int) -> float:
+        """Mean loss of validation `number`, from 0 on, in nats per token."""
+        steps = range(number * self.blocks, (number + 1) * self.blocks)
+        losses = torch.stack(list(block_losses(self.model, self.streams, steps, **self.split)))
+        sums = torch.stack([losses.sum(), torch.full_like(losses.sum(), losses.numel())])
+        if self.split.get("ranks", 1) > 1:
+            dist.all_reduce(sums)
+        return (sums[0] / sums[1]).item()
+
+
+def validation_of(
+    model: nn.Module, corpus: Corpus, settings: dict[str, Any], micro_batch: int, rank: int, ranks: int
+) -> Callable[[int], float]:
+    """A training's validation, a function of how many there were before: over streams, or over the same windows."""
+    of_ranks = {"sequence": settings["sequence"], "windows": settings["validate_windows"], "rank": rank, "ranks": ranks}
+    if settings.get("streams", False):
+        return StreamValidation(model, corpus, streams=settings["batch"], micro_batch=micro_batch, **of_ranks)
+    return lambda number: validation_loss(model, corpus, batch=micro_batch, **of_ranks)
