@@ -21,7 +21,7 @@ from test_training import (
 )
 from tiny_run import write_corpus
 
-from moe import streaming, validate
+from moe import probe, streaming, validate
 from moe.best import Best
 from moe.data import Corpus, Streams
 from moe.finished import open_run
@@ -189,6 +189,22 @@ def test_validation_and_test_read_eight_streams_with_the_cache(undisturbed, corp
     with windows.open() as file:
         by_block = [float(row["loss"]) for row in csv.DictReader(file)]
     assert np.mean(by_block) == pytest.approx(float(rows["valid"]["loss"]))
+
+
+def test_the_probe_reads_the_running_text(undisturbed, corpus):
+    run = open_run(undisturbed, corpus, device="cpu")
+    layers, occurrences = probe.probe(run, "all")
+    tokens, sequence = run.corpus.tokens("test").astype(np.int64), TRAINING["sequence"]
+    length = len(tokens) // 8
+    texts = tokens[: 8 * length].reshape(8, length)[:, : (length - 1) // sequence * sequence]
+    routings = []
+    with torch.no_grad():  # the whole text at once
+        run.model("all")(torch.from_numpy(texts), routings=routings)
+    assert occurrences["occurrences"].sum() == texts.size
+    for table, routing in zip(layers, routings, strict=True):
+        assert table["routed"].sum() == (routing.gates_TE > 0).sum() == 2 * texts.size
+        by_expert = torch.from_numpy(table.groupby("expert")["gate"].sum().to_numpy())
+        torch.testing.assert_close(by_expert, routing.gates_TE.double().sum(0), rtol=1e-4, atol=1e-3)
 
 
 def test_the_cache_is_emptied_where_the_text_starts_anew(corpus):

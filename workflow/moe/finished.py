@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import nn
 
-from moe.data import Corpus, held_out
+from moe.data import Corpus, Streams, held_out
 from moe.snapshots import load_model
 from moe.wrong import did_you_mean
 
@@ -22,6 +22,9 @@ from moe.wrong import did_you_mean
 # logits (tokens x vocabulary) would be large.
 TOKENS_OF_A_BATCH = {"cpu": 2**12, "cuda": 2**16}
 LOGITS_OF_A_BATCH = {"cpu": 2**24, "cuda": 2**29}
+
+
+STREAMS = 8  # in which running text is read, for models that remember what came before (RMoE's small runs)
 
 
 class FinishedRun(NamedTuple):
@@ -39,6 +42,11 @@ class FinishedRun(NamedTuple):
         """Tokens of a training sequence: no router or position was ever trained on longer ones."""
         return self.spec["training"]["sequence"]
 
+    @property
+    def reads_streams(self) -> bool:
+        """Whether it was trained on running text, block by block, rather than on windows that stand alone."""
+        return self.spec["training"].get("streams", False)
+
     def identity(self, snapshot: str) -> dict:
         """The columns that every table starts with."""
         return {"run": self.spec["run"], "seed": self.spec["seed"], "snapshot": snapshot}
@@ -50,6 +58,12 @@ class FinishedRun(NamedTuple):
     def windows(self, split: str, limit: int | None) -> Iterator[np.ndarray]:
         """Where the held-out windows lie: the places of their tokens in the split, int64 [sequence + 1] each."""
         return held_out(Places(self.corpus, split), split, self.sequence, limit)
+
+    def blocks(self, split: str, limit: int | None) -> Iterator[np.ndarray]:
+        """Where the blocks of 8 streams lie, step by step, int64 [8, sequence + 1]; at most `limit` blocks in all."""
+        streams = Streams(Places(self.corpus, split), split, self.sequence, STREAMS)
+        steps = len(streams) if limit is None else min(len(streams), max(1, limit // STREAMS))
+        return map(streams.at, range(steps))
 
     def batch_tokens(self) -> int:
         """How many tokens one forward pass may have, padding included."""

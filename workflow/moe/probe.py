@@ -54,12 +54,14 @@ class Sums:
 def probed_batches(run: FinishedRun, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Input tokens [B, S] and their domains [B, S], over `evaluation.probe_tokens` tokens of a split.
 
-    Windows run on across documents, as in training; the domain of a token is that of its document.
+    Windows run on across documents, as in training; the domain of a token is that of its document. Of a run that was
+    trained on streams, each batch goes on where the one before ended.
     """
     asked = run.spec.get("evaluation", {}).get("probe_tokens")
     limit = None if asked is None else max(1, asked // run.sequence)
     tokens, (starts, domains) = run.corpus.tokens(split), run.corpus.documents(split)
-    for batch in batched(run.windows(split, limit), run.windows_per_batch()):
+    windows = batched(run.windows(split, limit), run.windows_per_batch()) if not run.reads_streams else None
+    for batch in windows or run.blocks(split, limit):
         places_BS = np.stack(batch)[:, :-1]
         documents_BS = np.searchsorted(starts, places_BS, side="right") - 1
         yield tokens[places_BS].astype(np.int64), domains[documents_BS].astype(np.int64)
@@ -75,14 +77,14 @@ def probe(run: FinishedRun, snapshot: str, *, split: str = "test") -> tuple[list
     layers: list[Sums] = []
     occurrences = Sums(["domain", "token"])
     bar = progress(f"probe {run.spec['run']} {snapshot}", None, "window")
-    dense = False
+    dense, cache = False, {"cache": []} if run.reads_streams else {}
     for tokens_BS, domains_BS in probed_batches(run, split):
         token_T, domain_T = tokens_BS.ravel(), domains_BS.ravel()
         once = pd.DataFrame({"domain": domain_T, "token": token_T, "occurrences": 1})
         occurrences.add(once.groupby(occurrences.keys, as_index=False).sum())
         routings = []
         if not dense:
-            model(torch.from_numpy(tokens_BS).to(run.device), routings=routings)
+            model(torch.from_numpy(tokens_BS).to(run.device), routings=routings, **cache)
             dense = not routings
         layers = layers or [Sums(["domain", "token", "expert"]) for _ in routings]
         for sums, routing in zip(layers, routings, strict=True):

@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from moe.command_line import exit_code, progress
 from moe.data import Corpus, Streams
 from moe.data.tokenizer import byte_letters
-from moe.finished import FinishedRun, batched, open_run, parser_of, write_csv
+from moe.finished import STREAMS, FinishedRun, batched, open_run, parser_of, write_csv
 from moe.streaming import block_losses
 
 COLUMNS = ["run", "seed", "snapshot", "step", "tokens", "split", "windows", "loss", "bits_per_byte", "perplexity"]
 COLUMNS += ["leaky_loss", "later_loss"]
-STREAMS = 8  # of RMoE's small runs, over the whole of a split
 WINDOW_COLUMNS = ["snapshot", "window", "loss"]
 
 
@@ -118,7 +117,7 @@ def validate(run: FinishedRun, *, split: str = "valid") -> tuple[list[dict], lis
     All windows of the split, or `evaluation.windows` of them, spread evenly. Raises ValueError where there is none.
     """
     rows, window_rows = [], []
-    losses_of = losses_of_streams if run.spec["training"].get("streams", False) else losses_of_snapshot
+    losses_of = losses_of_streams if run.reads_streams else losses_of_snapshot
     for snapshot in run.snapshots:
         seen, size = losses_of(run, snapshot, split)
         losses = seen["loss"]
@@ -147,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
     def command() -> None:
         run = open_run(options.run, options.corpus, snapshots=options.snapshot, device=options.device)
         rows, window_rows = validate(run, split=options.split or "valid")
-        if options.split is None and run.spec["training"].get("streams", False):
+        if options.split is None and run.reads_streams:
             rows += validate(run, split="test")[0]  # RMoE's tables print both
         if options.windows_output:
             write_csv(options.windows_output, WINDOW_COLUMNS, window_rows)
