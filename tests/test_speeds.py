@@ -27,6 +27,14 @@ def run_of(router) -> TinyRun:
     return run
 
 
+@pytest.fixture(scope="module", autouse=True)
+def soon_settled():
+    """A tiny random model never meets its target: give up early."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("moe.benchmark.settle.LIMIT", 20)
+        yield
+
+
 def made_up_clock():
     """Seconds of two contenders who take turns, twice as many in every other round: a machine that slows down."""
     now = 0.0
