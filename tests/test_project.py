@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "checkpoints": set(),
     "records": set(),
     "attention": set(),
-    "benchmark": {"accounting", "devices", "experts", "launch", "model", "parallel", "routers"},
+    "benchmark": {"accounting", "data", "devices", "experts", "finished", "launch", "model", "parallel", "routers"},
     "loss": set(),
     "model": {"attention", "experts", "loss", "norms", "routers"},
     "norms": set(),
