@@ -124,6 +124,6 @@ rule measure_speeds:
         runs=[f"results/{SCALE}/runs/{row['run']}/seed-0" for row in runs_timed()],
         rounds=tables.scale.get("speed_rounds", 31),
     shell:
-        # threads and allocator as of the trainings
-        "OMP_NUM_THREADS=1 python -m moe.launch {resources.ranks} moe.benchmark.speeds {params.runs}"
+        # threads and allocator as of the trainings; Snakemake sets both variables to its cores, and torch heeds both
+        "export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1; python -m moe.launch {resources.ranks} moe.benchmark.speeds {params.runs}"
         " --corpora results/corpora --rounds {params.rounds} --output {output} &> {log}"
