@@ -9,6 +9,7 @@ rule validate:
         windows="results/{scale}/runs/{run}/seed-{seed}/validation_windows.csv",
     log:
         "results/logs/{scale}/validate/{run}-{seed}.log",
+    priority: soon
     conda:
         "../../envs/train.yaml"
     resources:
@@ -33,6 +34,7 @@ rule evaluate:
         samples="results/{scale}/runs/{run}/seed-{seed}/samples.csv",
     log:
         "results/logs/{scale}/evaluate/{run}-{seed}.log",
+    priority: soon
     conda:
         "../../envs/train.yaml"
     resources:
@@ -57,6 +59,7 @@ rule probe:
         top="results/{scale}/runs/{run}/seed-{seed}/top_tokens.csv",
     log:
         "results/logs/{scale}/probe/{run}-{seed}.log",
+    priority: soon
     conda:
         "../../envs/train.yaml"
     resources:
