@@ -339,11 +339,19 @@ def test_fetching_pins_revisions_checks_files_and_makes_a_mirror(tmp_path, monke
     assert not (tmp_path / "allenai/sciq/data/test.parquet").exists()
 
 
-COMMANDS = {  # file of --output -> the command and its other files
-    "validation.csv": (validate.main, {"--windows-output": "validation_windows.csv"}),
-    "scores.csv": (evaluate.main, {"--samples": "samples.csv"}),
-    "routing.parquet": (probe.main, {"--occurrences": "occurrences.parquet"}),
+COMMANDS = {  # first file -> the command, its options with a place each, and the other files
+    "validation.csv": (
+        validate.main,
+        {"--output": "validation.csv", "--windows-output": "validation_windows.csv"},
+        ["validation_windows.csv"],
+    ),
+    "scores.csv": (evaluate.main, {"--output": "scores.csv", "--samples": "samples.csv"}, ["samples.csv"]),
+    "routing.csv": (probe.main, {"--output": "."}, ["token_activity.csv", "top_tokens.csv"]),
 }
+
+
+def places(options, folder):
+    return [text for option, place in options.items() for text in (option, str(folder / place))]
 
 
 @pytest.fixture(scope="module")
@@ -356,15 +364,13 @@ def folders(tmp_path_factory):
 
 @pytest.mark.parametrize("output", COMMANDS)
 def test_a_command_reads_a_run_and_writes_the_same_files_again(folders, tmp_path, capsys, output):
-    command, others = COMMANDS[output]
-    written = []
+    command, options, others = COMMANDS[output]
+    files, written = [output, *others], []
     for name in "ab":
         (tmp_path / name).mkdir()
-        files = {"--output": output} | others
-        options = [text for option, file in files.items() for text in (option, str(tmp_path / name / file))]
-        assert command([*map(str, folders), *options]) == 0, capsys.readouterr().err
-        written.append([(tmp_path / name / file).read_bytes() for file in files.values()])
-        assert sorted(p.name for p in (tmp_path / name).iterdir()) == sorted(files.values())
+        assert command([*map(str, folders), *places(options, tmp_path / name)]) == 0, capsys.readouterr().err
+        written.append([(tmp_path / name / file).read_bytes() for file in files])
+        assert sorted(p.name for p in (tmp_path / name).iterdir()) == sorted(files)
     assert written[0] == written[1]
     if output == "scores.csv":
         assert [line.split(",")[3:5] for line in written[0][0].decode().splitlines()[1:]] == [
@@ -391,9 +397,8 @@ def test_a_command_reads_a_run_and_writes_the_same_files_again(folders, tmp_path
 def test_a_wrong_run_ends_with_2_and_one_sentence(folders, tmp_path, capsys, output, change, message):
     shutil.copytree(folders[0], tmp_path / "run")
     extra = change(tmp_path / "run")
-    command, others = COMMANDS[output]
-    files = [text for option, file in others.items() for text in (option, str(tmp_path / file))]
-    arguments = [str(tmp_path / "run"), str(folders[1]), "--output", str(tmp_path / output), *files]
+    command, options, _ = COMMANDS[output]
+    arguments = [str(tmp_path / "run"), str(folders[1]), *places(options, tmp_path)]
     assert command([*arguments, *(extra if isinstance(extra, list) else [])]) == 2
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said

@@ -19,13 +19,13 @@ def dumb(experts, x_TD, gates_TE):
     return sum(gates_TE[:, e, None] * y for e, y in enumerate(outputs))
 
 
-def make(T, E, seed, dtype=torch.float32):
+def make(T, E, seed, dtype=torch.float32, width=D, expert_width=F):
     torch.manual_seed(seed)
-    experts = Experts(E, D, F).to(dtype)
+    experts = Experts(E, width, expert_width).to(dtype)
     for parameter in experts.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     gates = torch.randn(T, E, dtype=dtype).relu()
-    return experts, torch.randn(T, D, dtype=dtype), gates
+    return experts, torch.randn(T, width, dtype=dtype), gates
 
 
 CASES = {
@@ -64,6 +64,18 @@ def test_gradients_in_double_precision():
         return torch.func.functional_call(experts, {"in_EDF": w_in, "out_EFD": w_out}, (x, gates * (gates > 0.04)))
 
     assert torch.autograd.gradcheck(apply, (x.requires_grad_(), gates, *weights))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("width", "expert_width"), [(16, 1), (6, 3), (5, 8), (16, 2)])
+def test_very_fine_experts_whose_rows_are_no_whole_16_bytes(width, expert_width, dtype):
+    experts, x_TD, gates_TE = make(20, 5, 0, dtype, width, expert_width)
+    mine, other = experts(x_TD, gates_TE), dumb(experts, x_TD, gates_TE)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(mine, other, rtol=tolerance, atol=tolerance)
+    gradients = [torch.autograd.grad(y.float().square().sum(), list(experts.parameters())) for y in (mine, other)]
+    for a, b in zip(*gradients, strict=True):
+        assert (a - b).norm() <= tolerance * b.norm()
 
 
 def test_a_token_without_experts_gets_zeros_and_no_gradient():

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from moe import loss
-from moe.attention import BLOCK, causal_attention
+from moe.attention import BLOCK, Attention, causal_attention
 from moe.experts import swiglu
 from moe.loss import head_loss
+from moe.norms import RMSNorm
 
 
 def gradients(value, inputs):
@@ -94,7 +95,11 @@ def test_gradients_in_double_precision(monkeypatch):
     targets = torch.randint(5, (7,))
     assert torch.autograd.gradcheck(lambda x, w: head_loss(x, w, targets), (double(7, 3), double(5, 3)))
     assert torch.autograd.gradcheck(swiglu, (double(4, 6),))
+    norm = RMSNorm(5, eps=1e-5).double()
+    assert torch.autograd.gradcheck(lambda x, w: norm_with(norm, w)(x), (double(2, 3, 5), double(5)))
     monkeypatch.setattr("moe.attention.BLOCK", 3)
+    attention = Attention(8, 2, 1, 1e4).double()
+    assert torch.autograd.gradcheck(attention, (double(2, 7, 8),))
     assert torch.autograd.gradcheck(causal_attention, (double(2, 4, 7, 2), double(2, 2, 7, 2), double(2, 2, 7, 2)))
 
 
@@ -104,3 +109,32 @@ def test_swiglu_is_silu_of_one_half_times_the_other():
     torch.testing.assert_close(swiglu(both), F.silu(gate) * up)
     for a, b in zip(gradients(swiglu(both), [both]), gradients(F.silu(gate) * up, [both]), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def norm_with(norm, weight):
+    """The norm as a function that reads `weight` in the place of its own."""
+    return lambda x: torch.func.functional_call(norm, {"weight": weight}, (x,))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_norm_is_pytorchs(dtype, tolerance):
+    torch.manual_seed(0)
+    norm = RMSNorm(32, eps=1e-5)
+    torch.nn.init.normal_(norm.weight, 1, 0.3)
+    norm, x = norm.to(dtype), (3 * torch.randn(2, 5, 32)).to(dtype).requires_grad_()
+    exact = x.detach().double().requires_grad_(), norm.weight.detach().double().requires_grad_()
+    reference = F.rms_norm(exact[0], (32,), exact[1], 1e-5)
+    pairs = [(norm(x), reference), *zip(gradients(norm(x), [x, norm.weight]), gradients(reference, exact), strict=True)]
+    for mine, other in pairs:
+        assert (mine.double() - other).norm() < tolerance * other.norm()
+    with torch.no_grad():
+        assert (norm(x).double() - reference).norm() < tolerance * reference.norm()
+
+
+def test_positions_turn_pairs_of_features_by_their_angle():
+    attention = Attention(8, 2, 1, 100.0)
+    x = torch.randn(1, 5, 3, 4)
+    turned = torch.view_as_complex(torch.stack(x.chunk(2, -1), -1)) * torch.polar(
+        torch.ones(5, 1, 2), torch.arange(5.0)[:, None, None] * torch.tensor([1.0, 0.1])
+    )
+    torch.testing.assert_close(attention._rotate(x), torch.cat([turned.real, turned.imag], -1))

@@ -1,8 +1,9 @@
 """Parameters, FLOPs and utilisation of a model, counted rather than estimated."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:  # counting FLOPs must not wait for torch
+    from torch import nn
 
 # Dense bf16 peak of a device, FLOP/s, from its datasheet; a device that is not here has no MFU.
 PEAK_FLOPS = {
@@ -14,7 +15,7 @@ PEAK_FLOPS = {
 }
 
 
-def parameter_counts(model: nn.Module) -> dict[str, int]:
+def parameter_counts(model: "nn.Module") -> dict[str, int]:
     """Trainable and frozen parameters: in all, of the router alone, of the embeddings (input and output)."""
     router = getattr(model, "router", None)
     embeddings = [p for name, p in model.named_parameters() if name in ("embed.weight", "head.weight")]

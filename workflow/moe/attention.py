@@ -42,17 +42,36 @@ class Attention(nn.Module):
             or cached[0].dtype != x_BSHC.dtype
         ):
             self._angles = cached = rotary(positions, width, self.rope_base, x_BSHC)
-        cos_S1C, sin_S1C = cached
-        a, b = x_BSHC.chunk(2, -1)
-        return x_BSHC * cos_S1C + torch.cat([-b, a], -1) * sin_S1C
+        return _Rotate.apply(x_BSHC, *cached)
+
+
+class _Rotate(torch.autograd.Function):
+    """The gradient of a rotation is the rotation back: one function, no record of its halves."""
+
+    @staticmethod
+    def forward(ctx, x_BSHC: Tensor, cos_S1C: Tensor, sin_S1C: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_S1C, sin_S1C)
+        return _rotated(x_BSHC, cos_S1C, sin_S1C, 1)
+
+    @staticmethod
+    def backward(ctx, grad_BSHC: Tensor) -> tuple[Tensor, None, None]:
+        return _rotated(grad_BSHC, *ctx.saved_tensors, -1), None, None
+
+
+def _rotated(x_BSHC: Tensor, cos_S1C: Tensor, sin_S1C: Tensor, direction: int) -> Tensor:
+    a, b = x_BSHC.chunk(2, -1)
+    return (x_BSHC * cos_S1C).addcmul_(torch.cat([b, a], -1), sin_S1C, value=direction)
 
 
 def rotary(positions: int, width: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of the angles position · base^(−2i/width), [S, 1, C], computed in float32, cast to `like`."""
+    """cos and sin of the angles position · base^(−2i/width), [S, 1, C], computed in float32, cast to `like`.
+
+    The sine of the first half is negated, as the halves convention wants it.
+    """
     frequencies = base ** (-torch.arange(0, width, 2, device=like.device, dtype=torch.float32) / width)
     angles = torch.outer(torch.arange(positions, device=like.device, dtype=torch.float32), frequencies)
-    angles_S1C = torch.cat([angles, angles], -1)[:, None]
-    return angles_S1C.cos().to(like.dtype), angles_S1C.sin().to(like.dtype)
+    cos, sin = angles.cos(), angles.sin()
+    return tuple(torch.cat(pair, -1)[:, None].to(like.dtype) for pair in ((cos, cos), (-sin, sin)))
 
 
 def causal_attention(q_BHSC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor) -> Tensor:

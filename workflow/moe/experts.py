@@ -123,6 +123,11 @@ def grouped_product(x_NI: Tensor, w_EIO: Tensor, ends_E: Tensor) -> Tensor:
     if x_NI.dtype == torch.float64:  # grouped_mm knows no doubles; gradient checks need them
         rows_E = ends_E.diff(prepend=ends_E.new_zeros(1)).tolist()
         return torch.cat([rows @ w for rows, w in zip(x_NI.split(rows_E), w_EIO, strict=True)])
+    whole = 16 // x_NI.element_size()  # grouped_mm wants rows of whole 16 bytes; very fine experts have fewer
+    inner, outer = -x_NI.shape[1] % whole, -w_EIO.shape[2] % whole
+    if inner or outer:
+        x_NI, w_EIO = F.pad(x_NI, (0, inner)), F.pad(w_EIO, (0, outer, 0, inner))
+        return F.grouped_mm(x_NI, w_EIO, offs=ends_E)[:, : w_EIO.shape[2] - outer]
     return F.grouped_mm(x_NI, w_EIO, offs=ends_E)
 
 

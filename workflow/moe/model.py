@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from moe.attention import Attention
 from moe.experts import Experts, swiglu
 from moe.loss import head_loss
+from moe.norms import RMSNorm
 from moe.routers import Routing, Sequences, build_router
 
 
@@ -64,7 +65,7 @@ class Decoder(nn.Module):
             Block(width, heads, kv_heads, ffn_width, experts if self.router else None, rope_base, norm_eps)
             for _ in range(layers)
         )
-        self.norm = nn.RMSNorm(width, eps=norm_eps)
+        self.norm = RMSNorm(width, eps=norm_eps)
         self.head = nn.Linear(width, vocabulary, bias=False)
         self._initialise(init_std, (2 * layers) ** -0.5 if scaled_init else 1.0)
 
@@ -117,9 +118,9 @@ class Block(nn.Module):
 
     def __init__(self, width, heads, kv_heads, ffn_width, experts, rope_base, norm_eps):
         super().__init__()
-        self.attention_norm = nn.RMSNorm(width, eps=norm_eps)
+        self.attention_norm = RMSNorm(width, eps=norm_eps)
         self.attention = Attention(width, heads, kv_heads, rope_base)
-        self.experts_norm = nn.RMSNorm(width, eps=norm_eps)
+        self.experts_norm = RMSNorm(width, eps=norm_eps)
         if experts is None:
             self.feed_forward = FeedForward(width, ffn_width)
         else:

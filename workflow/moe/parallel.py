@@ -3,9 +3,13 @@
 Shape letters: T tokens, D width, E experts of the layer, L experts of one rank, N routed pairs, M pairs received.
 """
 
+import importlib
+import inspect
 import os
 from datetime import timedelta
+from types import MethodType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -29,6 +33,7 @@ from moe.experts import Experts, combine, merge, route_pairs  # noqa: E402
 
 torch.serialization.add_safe_globals([fragment_address, ZeroStageEnum, LossScaler])
 deepspeed_logger.setLevel("WARNING")
+PLAIN_STEP = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 def init_ranks(device: torch.device) -> tuple[int, int]:
@@ -71,7 +76,11 @@ def build_engine(
     if spread:
         parameter_groups = split_params_into_different_moe_groups_for_optimizer(parameter_groups)
     parameter_groups = [group for group in parameter_groups if group["params"]]
+    if not compile:
+        _leave_compiler_out()
     optimizer = torch.optim.AdamW(parameter_groups, lr=0.0, betas=tuple(betas), eps=eps, fused=True)
+    if not compile:
+        optimizer.step = MethodType(PLAIN_STEP, optimizer)
     config = {
         "train_batch_size": batch,
         "train_micro_batch_size_per_gpu": micro_batch,
@@ -93,6 +102,19 @@ def build_engine(
     if compile:
         engine.compile()
     return engine
+
+
+def _leave_compiler_out() -> None:
+    """Keep PyTorch's compiler from being imported, 1.5 s a process, where nothing is compiled.
+
+    DeepSpeed's Muon, never used here, compiles functions at import; an optimiser imports the compiler only to keep it
+    away from its bookkeeping (PLAIN_STEP is AdamW's step without that).
+    """
+    with patch.object(torch, "compile", lambda function=None, **options: function or (lambda later: later)):
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    for method in vars(torch.optim.Optimizer).values():
+        if hasattr(method, "__wrapped__"):
+            vars(method.__wrapped__).setdefault("__dynamo_disable", method.__wrapped__)
 
 
 def spread_experts(model: nn.Module, expert_ranks: int) -> None:

@@ -15,7 +15,7 @@ from moe.table_checks import DENSE, check_match, check_row, check_schema, check_
 from moe.table_files import load_yaml, parse_options, read_tsv
 
 TRAINING_MODULES = ("routers/*.py", "experts.py", "model.py", "parallel.py", "schedule.py", "snapshots.py", "train.py")
-TRAINING_MODULES += ("attention.py", "span.py", "loss.py", "monitors.py", "streaming.py", "best.py")
+TRAINING_MODULES += ("attention.py", "span.py", "norms.py", "loss.py", "monitors.py", "streaming.py", "best.py")
 TRAINING_MODULES += ("data/streams.py", "data/windows.py", "data/corpus.py")
 
 

@@ -74,6 +74,16 @@ def spec_of(wildcards):
     return tables.spec(wildcards.run, int(wildcards.seed))
 
 
+def turn(wildcards):
+    """Priority of a run's jobs: in the order of runs.tsv, so that the main comparisons can be looked at first."""
+    return 10 * (len(ROWS) - list(tables.runs).index(wildcards.run))
+
+
+def soon(wildcards):
+    """Priority of what a finished run is asked: before the next one is trained."""
+    return turn(wildcards) + 5
+
+
 def matched_by(wildcards):
     """Files of the run whose compute this one is to match, if any."""
     other = tables.runs[wildcards.run]["matches"]

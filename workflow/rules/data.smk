@@ -49,6 +49,7 @@ rule make_local_tasks:
         cloze="results/corpora/{corpus}/tasks/local_cloze.jsonl",
     log:
         "results/logs/make_local_tasks/{corpus}.log",
+    priority: 10_000  # a few seconds, and every evaluation waits for it
     conda:
         "../../envs/train.yaml"
     params:

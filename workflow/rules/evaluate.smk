@@ -9,6 +9,7 @@ rule validate:
         windows="results/{scale}/runs/{run}/seed-{seed}/validation_windows.csv",
     log:
         "results/logs/{scale}/validate/{run}-{seed}.log",
+    priority: soon
     conda:
         "../../envs/train.yaml"
     resources:
@@ -33,6 +34,7 @@ rule evaluate:
         samples="results/{scale}/runs/{run}/seed-{seed}/samples.csv",
     log:
         "results/logs/{scale}/evaluate/{run}-{seed}.log",
+    priority: soon
     conda:
         "../../envs/train.yaml"
     resources:
@@ -57,6 +59,7 @@ rule probe:
         top="results/{scale}/runs/{run}/seed-{seed}/top_tokens.csv",
     log:
         "results/logs/{scale}/probe/{run}-{seed}.log",
+    priority: soon
     conda:
         "../../envs/train.yaml"
     resources:
@@ -103,3 +106,27 @@ rule describe:
         setups={name: tables.shapes(name) for name in tables.decoders},
     script:
         "../scripts/describe.py"
+
+
+rule measure_speeds:
+    """Speed of top-k and ReLU routing at the end of a training, in turns; alone, so that nothing disturbs it."""
+    input:
+        done=[f"results/{SCALE}/runs/{row['run']}/seed-0/done.json" for row in runs_timed()],
+        corpora=sorted({f"results/corpora/{tables.spec(row['run'])['corpus']}/manifest.json" for row in runs_timed()}),
+    output:
+        "results/{scale}/speed.csv",
+    log:
+        "results/logs/{scale}/measure_speeds.log",
+    conda:
+        "../../envs/train.yaml"
+    threads: CORES
+    resources:
+        ranks=config["ranks"],
+        gpu=max(GPUS, config["ranks"]) if GPUS else 0,
+    params:
+        runs=[f"results/{SCALE}/runs/{row['run']}/seed-0" for row in runs_timed()],
+        rounds=tables.scale.get("speed_rounds", 31),
+    shell:
+        # threads and allocator as of the trainings; Snakemake sets both variables to its cores, and torch heeds both
+        "export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1; python -m moe.launch {resources.ranks} moe.benchmark.speeds {params.runs}"
+        " --corpora results/corpora --rounds {params.rounds} --output {output} &> {log}"

@@ -15,6 +15,7 @@ rule draw_figure:
         csv="paper_figures/{scale}/{paper}/{figure}.csv",
     log:
         "results/logs/{scale}/draw_figure/{paper}-{figure}.log",
+    priority: 10_000  # cheap, and what people wait for
     conda:
         "../../envs/analysis.yaml"
     params:
@@ -43,6 +44,7 @@ rule draw_table:
         tex="paper_figures/{scale}/{paper}/{table}.tex",
     log:
         "results/logs/{scale}/draw_table/{paper}-{table}.log",
+    priority: 10_000  # cheap, and what people wait for
     conda:
         "../../envs/analysis.yaml"
     params:

@@ -11,16 +11,20 @@ def rows_shown(wildcards):
 
 
 def files_of_scale(names):
-    """Files of the whole scale. Speeds are optional: a table without them shows what the paper printed."""
-    names = [name for name in names if name != "speed.csv" or speeds_known()]
+    """Files of the whole scale. Results may have been published without speeds: what was printed is shown then."""
+    names = [name for name in names if not PUBLISHED or name != "speed.csv" or Path(RESULTS, name).exists()]
     return [f"{RESULTS}/{name}" for name in names]
 
 
-def speeds_known():
-    """Whether speeds were published, or some rule measures them."""
-    if PUBLISHED:
-        return Path(RESULTS, "speed.csv").exists()
-    return any(Path(str(path)).name == "speed.csv" for rule in workflow.rules for path in rule.output)
+def runs_timed():
+    """Of each of ReMoE's three backbones the first plain run of 8 experts with top-k and with ReLU routing (table 7)."""
+    setups = ("remoe-182m", "remoe-469m", "remoe-978m")
+    rows = [r for r in ROWS if (r["experts"], r["top_k"], r["granularity"]) == (8, 1, 1) and not r["options"]]
+    found = {}
+    for row in rows:
+        if row["router"] in ("topk", "relu") and row["setup"] in setups:
+            found.setdefault((row["setup"], row["router"]), row)
+    return [row for (setup, _), row in found.items() if {(setup, "topk"), (setup, "relu")} <= set(found)]
 
 
 def inputs_of(row):

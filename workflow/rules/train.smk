@@ -19,6 +19,7 @@ rule freeze_run:
         "results/{scale}/runs/{run}/seed-{seed}/run.yaml",
     log:
         "results/logs/{scale}/freeze_run/{run}-{seed}.log",
+    priority: soon
     conda:
         "../../envs/analysis.yaml"
     params:
@@ -40,7 +41,7 @@ rule train:
         "results/logs/{scale}/train/{run}-{seed}.log",
     benchmark:
         "results/benchmarks/{scale}/train/{run}-{seed}.tsv"
-    priority: 10  # what takes longest goes first
+    priority: turn
     conda:
         "../../envs/train.yaml"
     threads: config["ranks"]

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import MixtralConfig, MixtralForCausalLM
 
+from moe.benchmark.settle import settle
 from moe.model import Decoder, FeedForward
 from moe.parallel import build_engine, init_ranks
 
 Step = Callable[[], float]
 RATE, BALANCE = 1e-4, 0.01
-SETTLED = 0.02  # of the share of active experts, before a ReLU router is timed
 
 
 class Shape(dict):
@@ -60,14 +60,7 @@ def ours(shape: Shape, router: dict[str, Any], dtype: torch.dtype, device: torch
         return loss.item()
 
     step.engine, step.statistics = engine, {}
-    if model.router is not None and hasattr(model.router.gates, "l1_lambda"):
-        target = 1 - model.top_k / model.experts
-        for _ in range(400):
-            step()
-            if abs(step.statistics["sparsity"] - target) < SETTLED:
-                break
-        for group in engine.optimizer.param_groups:  # all the work goes on, but the activity stays
-            group["lr"] = 0.0
+    settle(step, engine, RATE)
     return step
 
 

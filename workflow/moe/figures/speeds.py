@@ -16,8 +16,8 @@ COLUMNS = ["setup", "size", "phase", "router", "tflops", "difference_percent", "
 def speeds(spec, runs, *, scale, reported, results) -> Table:
     """Rows are sizes (and degrees of tensor parallelism, as printed), columns TFLOPS and the difference in %.
 
-    Reads results/{scale}/speed.csv where it is there: COLUMNS, rounds, device; a row a setup, phase and router. What
-    was not measured has its printed number alone.
+    Reads results/{scale}/speed.csv where it is there: COLUMNS, active_experts, rounds, device; a row a setup, phase and
+    router. What was not measured has its printed number alone.
     """
     frame = _measured(results / "speed.csv")
     pages = load(reported, stems(text(spec, "reported")))
@@ -72,7 +72,11 @@ def _note(frame: pd.DataFrame) -> str:
     if frame.empty:
         return "Not measured at this scale: only the printed numbers are shown."
     devices = ", ".join(sorted(set(map(str, frame.get("device", [])))))
-    return (
+    note = (
         f"Ours on {devices}, in paired rounds, ± half the 95 % interval. TFLOPS are the device's; the differences in % "
         "are what can be set beside the paper's."
     )
+    if "active_experts" in frame:  # what a difference may owe to: nominal FLOPs count k
+        active = sorted(frame.loc[frame["router"] == "relu", "active_experts"].round(2))
+        note += f" ReLU's active experts a token: {active[0]:g} to {active[-1]:g}." if active else ""
+    return note
