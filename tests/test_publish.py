@@ -85,7 +85,7 @@ def test_provenance_names_seeds_and_every_file(published):
     facts = yaml.safe_load((folder / "provenance.yaml").read_text())
     assert published_seeds(folder) == list(SEEDS)
     there = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {"provenance.yaml"}
-    assert set(facts["files"]) == there and "six digits" in facts["condensed"]
+    assert set(facts["files"]) == there and "nine digits" in facts["condensed"]
     with pytest.raises(ValueError, match="holds nothing published; published scales: laptop"):
         published_seeds(folder.parent / "gpu")
 
@@ -110,7 +110,7 @@ def test_long_trainings_are_thinned_after_their_first_steps(tmp_path):
     assert kept["step"].iloc[:WHOLE_STEPS].tolist() == list(range(1, WHOLE_STEPS + 1))
     assert 5000 < len(kept) < 6100 and kept["step"].iloc[-1] == 60_000
     assert kept["flip_rate"].count() == 8 and list(kept) == ["step", "loss", "flip_rate"]
-    assert set(kept["loss"]) == {0.333333}
+    assert set(kept["loss"]) == {0.333333333}
     assert condensed(tmp_path / "metrics.csv") == packed
     frame[:2000].to_csv(tmp_path / "metrics.csv", index=False)
     assert gzip.decompress(condensed(tmp_path / "metrics.csv")).count(b"\n") == 2001

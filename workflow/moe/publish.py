@@ -15,7 +15,8 @@ import yaml
 
 # Files of a run that are published compressed, because they have a row a step, a document, a window or a token id.
 GZIPPED = ("metrics.csv", "samples.csv", "validation_windows.csv", "token_activity.csv")
-DIGITS = "%.6g"  # of published numbers: more than any table or figure shows
+DIGITS = "%.9g"  # of published steps and token ids: what float32 has; windows and samples decide verdicts, as they are
+ROUNDED = ("metrics.csv", "token_activity.csv")
 WHOLE_STEPS, FURTHER_STEPS = 3000, 3000  # of metrics.csv: all of the first, about so many of the others
 # Columns of metrics.csv that some figure, table or claim reads.
 COLUMNS = ["step", "tokens", "loss", "router_loss", "sparsity", "l1_lambda", "flip_rate", "valid_loss"]
@@ -53,7 +54,7 @@ def publish(drawn: Path, results: Path, files: list[Path], destination: Path, re
 
 
 def condensed(path: Path) -> bytes:
-    """A CSV file with numbers of six digits, gzipped without a time stamp; of metrics.csv what figures read.
+    """A CSV file, gzipped without a time stamp; of metrics.csv what figures read.
 
     A training longer than 3000 steps keeps its first 3000 steps, evenly spaced ones of the rest, and each step where
     something besides was measured.
@@ -68,7 +69,8 @@ def condensed(path: Path) -> bytes:
         for column in {"flip_rate", "valid_loss"} & set(frame):
             kept |= frame[column].notna()
         frame = frame[kept]
-    return gzip.compress(frame.to_csv(index=False, float_format=DIGITS).encode("utf-8"), mtime=0)
+    digits = DIGITS if path.name in ROUNDED else None
+    return gzip.compress(frame.to_csv(index=False, float_format=digits).encode("utf-8"), mtime=0)
 
 
 def published_seeds(folder: Path) -> list[int]:
@@ -91,8 +93,8 @@ def provenance(folder: Path) -> dict:
     facts["versions"] = {name: sorted({d["versions"][name] for d in done}) for name in done[0]["versions"]}
     facts["training_seconds"] = round(sum(d["seconds"] for d in done))
     facts["condensed"] = (
-        f"numbers of *.csv.gz have six digits; of trainings longer than {WHOLE_STEPS} steps the first {WHOLE_STEPS} "
-        f"and about {FURTHER_STEPS} further ones are kept"
+        f"numbers of {' and '.join(ROUNDED)} have nine digits; of trainings longer than {WHOLE_STEPS} steps the first "
+        f"{WHOLE_STEPS} and about {FURTHER_STEPS} further ones are kept"
     )
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     facts["files"] = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
