@@ -50,7 +50,7 @@ def rank_main(rank, folder):
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE=str(RANKS), LOCAL_RANK=str(rank))
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
-    from moe.parallel import gathered_state, spread_experts
+    from moe.parallel import end_rank, gathered_state, spread_experts
 
     def share(tokens):
         return tokens.chunk(RANKS)[rank]
@@ -70,7 +70,7 @@ def rank_main(rank, folder):
             block.experts.deepspeed_moe._set_ep_group(dist.group.WORLD)
         record = train(model, share, mean)
         torch.save(([r[:2] for r in record], gathered_state(model)), f"{folder}/expert-{name}-{rank}")
-    dist.destroy_process_group()
+    end_rank(0)
 
 
 @pytest.fixture(scope="module")

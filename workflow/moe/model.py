@@ -22,7 +22,6 @@ class Decoder(nn.Module):
     expert_width: feed-forward width of one expert before granularity (4 · width in ReMoE).
     experts, top_k, granularity: E, k, G of ReMoE's section 4.3: E·G experts of width expert_width/G, k·G active.
     router: its name in ROUTERS and options; name `none` is the dense model, a plain feed-forward of E times the width.
-    shared_experts: experts that every token takes besides (no gate), of the same width.
     init_std: of every matrix, embeddings and router included; scaled_init divides it by √(2·layers) for the output
         projections of attention and experts (ReMoE's Megatron; RMoE's large model does not).
     """

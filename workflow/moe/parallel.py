@@ -6,9 +6,10 @@ Shape letters: T tokens, D width, E experts of the layer, L experts of one rank,
 import importlib
 import inspect
 import os
+import sys
 from datetime import timedelta
 from types import MethodType
-from typing import Any
+from typing import Any, NoReturn
 from unittest.mock import patch
 
 import torch
@@ -48,6 +49,18 @@ def init_ranks(device: torch.device) -> tuple[int, int]:
         dist.init_process_group(backend, timeout=timedelta(minutes=30))
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
     return dist.get_rank(), dist.get_world_size()
+
+
+def end_rank(code: int) -> NoReturn:
+    """End this process with an exit code, once every rank is done where the code is 0."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        if code == 0:
+            dist.barrier()
+        # Gloo's threads may still run when the interpreter takes its modules apart, which aborts a finished rank.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def build_engine(
@@ -255,4 +268,4 @@ def _parallel_owner(model: nn.Module, name: str) -> tuple[str, ParallelExperts] 
     return (prefix, model.get_submodule(prefix)) if found else None
 
 
-__all__ = ["ParallelExperts", "build_engine", "gathered_state", "groups", "init_ranks", "spread_experts"]
+__all__ = ["ParallelExperts", "build_engine", "end_rank", "gathered_state", "groups", "init_ranks", "spread_experts"]

@@ -25,7 +25,7 @@ from moe.data import Corpus, Streams, Windows
 from moe.health import Health
 from moe.monitors import Flips
 from moe.outcome import write_outcome
-from moe.parallel import build_engine, gathered_state, init_ranks, spread_experts
+from moe.parallel import build_engine, end_rank, gathered_state, init_ranks, spread_experts
 from moe.records import StepRecord, progress
 from moe.schedule import learning_rate
 from moe.snapshots import build_model, router_state, save_snapshot, snapshot_steps
@@ -34,7 +34,7 @@ from moe.streaming import Memories, memory_bytes, validation_of
 REQUEUE = 75  # EX_TEMPFAIL: the scheduler may run the job again
 
 
-class Stopped(SystemExit):
+class Stopped(Exception):
     """A signal asked for an early end; everything is on disk."""
 
 
@@ -135,7 +135,7 @@ class Training:
             if stopping or step + 1 == steps or (step + 1) % self.settings["checkpoint_every"] == 0:
                 self._checkpoint(step + 1, record)
             if stopping and step + 1 < steps:
-                raise Stopped(REQUEUE)
+                raise Stopped
         if self.rank == 0:
             bar.close()
             record.close()
@@ -299,7 +299,11 @@ def main() -> None:
             precision = json.loads(arguments.precision.read_text())["precision"] if arguments.precision else "float32"
         Training(spec, arguments.run.parent, Corpus(arguments.corpus), precision).run()
 
-    sys.exit(exit_code(train))
+    try:
+        code = exit_code(train)
+    except Stopped:
+        code = REQUEUE
+    end_rank(code)
 
 
 if __name__ == "__main__":
