@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe.experts import Experts, route_pairs
+from moe.experts import Experts, combine, round_up, route_pairs
 
 D, F = 16, 24  # widths of model and expert
 
@@ -100,6 +100,29 @@ def test_pairs_are_sorted_by_expert_and_linear_in_what_is_routed():
     pairs = route_pairs(gates)
     assert pairs.token_N.tolist() == [1, 3, 7] and pairs.gate_N.tolist() == [1.0, 0.5, 0.25]
     assert pairs.ends_E.tolist() == [1] * 5 + [3] * 59
+
+
+@pytest.mark.parametrize("case", CASES)
+@given(T=st.integers(1, 300), E=st.integers(1, 5), seed=st.integers(0, 2**31))
+@settings(max_examples=12, deadline=None)
+def test_filled_pairs_give_the_same_sums_and_gradients(case, T, E, seed):
+    experts, x, gates = make(T, E, seed, torch.float64)
+    gates = CASES[case](gates).detach()
+    results = []
+    for fill in (False, True):
+        inputs = x.clone().requires_grad_(), gates.clone().requires_grad_()
+        pairs = route_pairs(inputs[1], fill)
+        y = combine(experts.apply_sorted(inputs[0].index_select(0, pairs.token_N), pairs.ends_E), pairs, T)
+        results.append([y, *torch.autograd.grad((y * torch.arange(D)).sum(), [*inputs, *experts.parameters()])])
+    for plain, filled in zip(*results, strict=True):
+        torch.testing.assert_close(filled, plain)
+    rows = pairs.ends_E.diff(prepend=pairs.ends_E.new_zeros(1)).tolist()
+    assert rows == [round_up(n) for n in (gates > 0).sum(0).tolist()]
+
+
+def test_few_numbers_of_rows_and_little_waste():
+    assert all(rows <= round_up(rows) <= rows * 17 / 16 for rows in range(5000))
+    assert len({round_up(rows) for rows in range(1024, 2049)}) == 17
 
 
 class Allocations(torch.utils._python_dispatch.TorchDispatchMode):

@@ -18,12 +18,32 @@ class Pairs(NamedTuple):
     ends_E: Tensor  # int32: where each expert's pairs end
 
 
-def route_pairs(gates_TE: Tensor) -> Pairs:
-    """Every positive gate becomes a pair; tokens without experts and experts without tokens simply have none."""
+def route_pairs(gates_TE: Tensor, fill: bool = False) -> Pairs:
+    """Every positive gate becomes a pair; tokens without experts and experts without tokens simply have none.
+
+    fill: let each expert's pairs be followed by at most a sixteenth as many of gate 0, which count for nothing, so that
+        the numbers of rows repeat from layer to layer and from step to step.
+    """
     gates_ET = gates_TE.t()
     expert_N, token_N = gates_ET.nonzero(as_tuple=True)  # row-major, hence sorted by expert
-    ends_E = (gates_ET > 0).sum(1).cumsum(0).to(torch.int32)
-    return Pairs(token_N, gates_ET[expert_N, token_N], ends_E)
+    gate_N = gates_ET[expert_N, token_N]
+    rows_E = (gates_ET > 0).sum(1)
+    ends_E = rows_E.cumsum(0)
+    if not fill:
+        return Pairs(token_N, gate_N, ends_E.to(torch.int32))
+    filled_E = torch.tensor([round_up(rows) for rows in rows_E.tolist()], device=rows_E.device)
+    filled_ends_E = filled_E.cumsum(0)
+    shift_E = (filled_ends_E - filled_E) - (ends_E - rows_E)
+    place_N = torch.arange(len(token_N), device=token_N.device) + shift_E.repeat_interleave(rows_E)
+    total = int(filled_ends_E[-1])
+    token_N = token_N.new_zeros(total).scatter(0, place_N, token_N)
+    return Pairs(token_N, gate_N.new_zeros(total).scatter(0, place_N, gate_N), filled_ends_E.to(torch.int32))
+
+
+def round_up(rows: int) -> int:
+    """The next number of at most five significant bits: sixteen between a power of two and the next."""
+    step = 1 << max(0, rows.bit_length() - 5)
+    return -(-rows // step) * step
 
 
 class Experts(nn.Module):
@@ -42,7 +62,9 @@ class Experts(nn.Module):
         """
         if segments is not None:
             return self.apply_sorted(x_TD, *merge(dict(self.named_parameters()), gates_TE, segments))
-        pairs = route_pairs(gates_TE)
+        # oneDNN makes new machine code for every number of rows that its bfloat16 products meet: milliseconds each
+        fill = x_TD.device.type == "cpu" and x_TD.dtype == torch.bfloat16
+        pairs = route_pairs(gates_TE, fill)
         y_ND = self.apply_sorted(x_TD.index_select(0, pairs.token_N), pairs.ends_E)
         return combine(y_ND, pairs, x_TD.shape[0])
 
@@ -88,7 +110,7 @@ def swiglu(both: Tensor) -> Tensor:
 
 
 class _SwiGLU(torch.autograd.Function):
-    """In few passes: the gradient of both halves is written where it belongs rather than put together afterwards."""
+    """In few passes: the gradient of both halves is made where it belongs, with nothing beside it."""
 
     @staticmethod
     def forward(ctx, both: Tensor) -> Tensor:
@@ -102,8 +124,9 @@ class _SwiGLU(torch.autograd.Function):
         gate, up = both.chunk(2, -1)
         grad_both = torch.empty_like(both)
         grad_gate, grad_up = grad_both.chunk(2, -1)
-        torch.mul(grad, F.silu(gate), out=grad_up)
-        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+        torch.ops.aten.silu.out(gate, out=grad_up).mul_(grad)
+        torch.mul(grad, up, out=grad_gate)
+        torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)
         return grad_both
 
 

@@ -104,11 +104,14 @@ def build_engine(
         "zero_optimization": {"stage": zero_stage, "contiguous_gradients": zero_stage > 1 or spread},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": dtype == torch.bfloat16},
+        # what is not finite ends the training (moe.health); DeepSpeed would look at every gradient, and skip the step
+        "bf16": {"enabled": dtype == torch.bfloat16, "check_grad_overflow": False},
         "steps_per_print": 10**9,
     }
     if batch > micro_batch * ranks:  # many small gradients would vanish in a bfloat16 sum; one needs no second buffer
         config["data_types"] = {"grad_accum_dtype": "fp32"}
+    if ranks == 1:  # nothing is summed over ranks, so nothing needs more digits for it
+        config["communication_data_type"] = {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
     if compile:
         torch._dynamo.config.disable = False
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)

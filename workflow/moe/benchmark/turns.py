@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+WARM = 5  # rounds until the process has the memory that its steps take, and machine code for their shapes
+
 
 class Ratio(NamedTuple):
     """Median of the paired ratios, and a 95 % interval for it (order statistics; None with too few rounds)."""
@@ -18,16 +20,16 @@ class Ratio(NamedTuple):
 
 
 def in_turns(contenders: dict[str, Callable[[], None]], rounds: int, clock=time.perf_counter) -> dict[str, list[float]]:
-    """Seconds of each contender in each round, after a first round that is not counted; who begins moves on."""
+    """Seconds of each contender in each round, after WARM rounds that are not counted; who begins moves on."""
     names, seconds = list(contenders), {name: [] for name in contenders}
-    for turn in range(rounds + 1):
+    for turn in range(WARM + rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             _wait()
             began = clock()
             contenders[name]()
             _wait()
-            if turn:
+            if turn >= WARM:
                 seconds[name].append(clock() - began)
     return seconds
 
