@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_run import write_corpus
 
 from moe.benchmark.parts import PEERS, TINY
 from moe.benchmark.paths import paths
-from moe.benchmark.steps import deepspeed_moe, mixtral, ours
+from moe.benchmark.steps import deepspeed_moe, mixtral, ours, reader
 from moe.benchmark.turns import WARM, in_turns, speed_ratio
+from moe.data import Corpus
 from moe.figures.benchmark import draw_benchmark
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +43,16 @@ def test_interval_of_the_median_follows_from_fair_coins():
     others = [float(i) for i in range(1, 10)]
     assert speed_ratio([1.0] * 9, others) == (5.0, 2.0, 8.0)  # 9 rounds: 2nd and 8th, 96.1 %
     assert speed_ratio([1.0] * 5, others[:5])[1:] == (None, None)  # 1/16 is more than 5 %
+
+
+def test_real_text_is_read_window_by_window(tmp_path):
+    write_corpus(tmp_path)
+    corpus, batches = Corpus(tmp_path), reader(Corpus(tmp_path), TINY, CPU)
+    first, second = batches(), batches()
+    assert first.shape == (TINY["batch"], TINY["sequence"] + 1) and not torch.equal(first, second)
+    text = corpus.tokens("train").astype(int).tolist()
+    window = first[0].tolist()
+    assert any(text[i : i + len(window)] == window for i in range(len(text)))
 
 
 def test_peers_do_the_same_work():
@@ -94,10 +106,12 @@ def table(tmp_path_factory):
     """The CSV of all parts at tiny shapes."""
     path = tmp_path_factory.mktemp("benchmark") / "cpu.csv"
     setup = path.parent / "remoe-tiny.yaml"
-    model = "{vocabulary: 64, width: 16, layers: 2, heads: 2, kv_heads: 1, expert_width: 32}"
+    write_corpus(path.parent / "corpus")
+    model = "{vocabulary: 272, width: 16, layers: 2, heads: 2, kv_heads: 1, expert_width: 32}"
     setup.write_text(f"model: {model}\ntraining: {{sequence: 8}}\n")
     command = [sys.executable, "-m", "moe.benchmark", "--tiny", "--rounds", "2", "--threads", "1", "--device", "cpu"]
     command += ["--parts", "experts,peers,mfu", "--setups", str(setup), "--output", str(path)]
+    command += ["--corpus", str(path.parent / "corpus")]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return path

@@ -4,6 +4,8 @@ DEVICE = "gpu" if GPUS else "cpu"
 
 rule measure_speed:
     """Train steps of every router, of the expert paths and of peers, timed in turns in one process."""
+    input:
+        corpus=["results/corpora/local-bpe/manifest.json"] if GPUS else [],  # real text, for utilisation
     output:
         "results/benchmark/{device}.csv",
     log:
@@ -15,9 +17,10 @@ rule measure_speed:
         gpu=1 if GPUS else 0,
     params:
         parts="routers,experts,peers,mfu" if GPUS else "routers,experts,peers",
+        corpus="--corpus results/corpora/local-bpe" if GPUS else "",
         setups=[f"{tables.folder}/setups/remoe-{size}.yaml" for size in ("182m", "469m", "978m")],
     shell:
-        "python -m moe.benchmark --parts {params.parts} --setups {params.setups} --output {output} &> {log}"
+        "python -m moe.benchmark --parts {params.parts} --setups {params.setups} {params.corpus} --output {output} &> {log}"
 
 
 rule draw_benchmark:

@@ -14,8 +14,9 @@ import torch
 
 from moe.accounting import training_flops, utilisation
 from moe.benchmark.paths import paths
-from moe.benchmark.steps import Shape, deepspeed_moe, mixtral, ours
+from moe.benchmark.steps import Shape, deepspeed_moe, mixtral, ours, reader
 from moe.benchmark.turns import in_turns, speed_ratio
+from moe.data import Corpus
 from moe.devices import peak_memory
 from moe.routers import ROUTERS
 
@@ -86,16 +87,27 @@ def peers_part(device: torch.device, rounds: int, dtype: str, tiny: bool) -> lis
     return rows
 
 
-def mfu_part(device: torch.device, rounds: int, setups: dict[str, dict], tiny: bool) -> list[dict[str, Any]]:
-    """Utilisation at the papers' sizes (E = 8, k = 1), bf16, on random tokens; ratios to top-k. For a GPU."""
-    rows = []
+def mfu_part(
+    device: torch.device, rounds: int, setups: dict[str, dict], corpus: Path | None, tiny: bool
+) -> list[dict[str, Any]]:
+    """Utilisation at the papers' sizes (E = 8, k = 1), bf16, on real text and its natural routing; ratios to top-k.
+
+    For a GPU. corpus: folder of a prepared corpus, whose ids take the first rows of the embedding; without one tokens
+    are random. Raises ValueError where its vocabulary is larger than a setup's.
+    """
+    rows, text = [], Corpus(corpus) if corpus else None
     for size, setup in setups.items():
         model, sequence = setup["model"], setup["training"]["sequence"]
         for name, experts in (("none", 1), ("topk", 8), ("relu", 8), ("rmoe", 8)):
             shape = Shape(model | {"experts": experts, "top_k": 1, "batch": 1 if tiny else 8, "sequence": sequence})
-            steps = {name: ours(shape, {"name": name}, torch.bfloat16, device)}
-            if name not in ("none", "topk"):
-                steps["topk"] = ours(shape, {"name": "topk"}, torch.bfloat16, device)
+            if text and text.vocabulary > shape["vocabulary"]:
+                raise ValueError(
+                    f"{text.folder}: a vocabulary of {text.vocabulary} is larger than {shape['vocabulary']} of {size}"
+                )
+            steps = {}
+            for one in {name, "topk"} if name not in ("none", "topk") else {name}:
+                batches = reader(text, shape, device) if text else None
+                steps[one] = ours(shape, {"name": one}, torch.bfloat16, device, batches)
             seconds = in_turns(steps, rounds)
             row = _row("mfu", f"{size} {name}", "bfloat16", shape, seconds[name], rounds)
             active = steps[name].statistics.get("active_experts", 1.0)

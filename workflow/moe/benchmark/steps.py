@@ -4,6 +4,7 @@ Shape letters: B sequences, S positions, T = B·S tokens, D width, E experts, F 
 """
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from moe.benchmark.settle import settle
+from moe.data import Corpus, Windows
 from moe.model import Decoder, FeedForward
 from moe.parallel import build_engine, init_ranks
 
@@ -37,10 +39,23 @@ class Shape(dict):
         return torch.randint(self["vocabulary"], (self["batch"], self["sequence"] + 1), device=device)
 
 
-def ours(shape: Shape, router: dict[str, Any], dtype: torch.dtype, device: torch.device) -> Any:
+def reader(corpus: Corpus, shape: Shape, device: torch.device) -> Callable[[], Tensor]:
+    """What gives one training batch of a corpus after another, [B, S + 1]."""
+    windows, steps = Windows(corpus, "train", shape["sequence"], shape["batch"], seed=0), count()
+    return lambda: torch.from_numpy(windows.at(next(steps))).to(device)
+
+
+def ours(
+    shape: Shape,
+    router: dict[str, Any],
+    dtype: torch.dtype,
+    device: torch.device,
+    batches: Callable[[], Tensor] | None = None,
+) -> Any:
     """The step that moe.train makes, ZeRO-1 engine and all; `.engine` is there to be asked.
 
-    A ReLU router is trained until as many experts are active as it is meant for: at the start it is half dense.
+    batches: gives the tokens of a step, else they are drawn at random. A ReLU router is trained until as many experts
+        are active as it is meant for: at the start it is half dense.
     """
     if not torch.distributed.is_initialized():
         init_ranks(device)
@@ -52,7 +67,7 @@ def ours(shape: Shape, router: dict[str, Any], dtype: torch.dtype, device: torch
         group["lr"] = RATE
 
     def step() -> float:
-        tokens_BS = shape.draw(device)
+        tokens_BS = batches() if batches else shape.draw(device)
         loss, router_loss = engine(tokens_BS[:, :-1], tokens_BS[:, 1:])
         engine.backward(loss + router_loss)
         engine.step()
@@ -150,4 +165,4 @@ def deepspeed_moe(shape: Shape, drop: bool, dtype: torch.dtype, device: torch.de
     return plain(model, losses, shape, device)
 
 
-__all__ = ["Shape", "deepspeed_moe", "mixtral", "ours"]
+__all__ = ["Shape", "deepspeed_moe", "mixtral", "ours", "reader"]
