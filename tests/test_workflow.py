@@ -81,6 +81,18 @@ def test_every_run_leaves_its_record(finished):
         assert any((folder / "tensorboard").iterdir())
 
 
+def test_matched_runs_have_the_same_compute(finished):
+    runs = finished[0] / "results/smoke/runs"
+    matched = [(row["run"], row["matches"]) for row in read_tsv(ROOT / "config/runs.tsv") if row["matches"]]
+    assert len(matched) > 10
+    for run, other in matched:
+        mine, theirs = (json.loads((runs / name / "seed-0/done.json").read_text())["flops"] for name in (run, other))
+        steps = list(csv.DictReader((runs / run / "seed-0/metrics.csv").open()))
+        assert mine == pytest.approx(sum(float(row["flops"]) for row in steps))
+        # to half a step; a run that was sparser than top-k shortens nothing
+        assert -0.51 < (mine - theirs) / float(steps[0]["flops"]) < 0.51 or mine > theirs and len(steps) == 24, run
+
+
 def test_a_second_call_does_nothing(finished):
     assert "Nothing to be done" in snakemake(finished[0], "--dry-run")
 
@@ -127,6 +139,10 @@ def test_published_results_redraw_the_same_verdicts(finished):
     assert (published / "runs" / RUNS[0] / "seed-0/run.yaml").exists()
     snakemake(folder, "figures", config=["results=published"])
     assert [row["verdict"] for row in csv.DictReader(verdicts.open())] == before
+    shutil.rmtree(published / "runs/remoe-182m-lory")  # as if its row were younger than what was published
+    said = snakemake(folder, "figures", "--dry-run", config=["results=published"])
+    left = re.search("Not published at scale smoke, so left out: (.*)\\.", said)[1].split(", ")
+    assert left == ["remoe/table2", "remoe/fig5", "remoe claim 3"] and jobs(said)["redraw"] == 1
 
 
 @pytest.mark.slow

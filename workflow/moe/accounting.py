@@ -82,13 +82,17 @@ def utilisation(flops_per_second: float, device_name: str, devices: int = 1) -> 
     return mfu if 0 < mfu < 1 else None
 
 
-def training_mfu(
-    spec: dict[str, Any], statistics: dict[str, float], seconds: float, device_name: str, devices: int
-) -> float | None:
-    """Share of the devices' peak in a step of a run, from the FLOPs of the experts that were active in it."""
+def step_flops(spec: dict[str, Any], active_experts: float | None) -> float:
+    """FLOPs of one optimiser step of a run, forward and backward over its whole batch.
+
+    active_experts: expert applications per token and layer (experts of the width after granularity), as measured;
+    None for a dense model, whose feed-forward is `experts` times as wide.
+    """
     model, training = spec["model"], spec["training"]
-    active = float(model.get("experts", 1))  # dense
-    if statistics:  # experts of the width before granularity
-        active = statistics["active_experts"] / model.get("granularity", 1)
-    flops = training["batch"] * sequence_flops(model, training["sequence"], active)
+    applied = model.get("experts", 1) if active_experts is None else active_experts / model.get("granularity", 1)
+    return training["batch"] * sequence_flops(model, training["sequence"], float(applied))
+
+
+def training_mfu(flops: float, seconds: float, device_name: str, devices: int) -> float | None:
+    """Share of the devices' peak that a step of so many FLOPs reached."""
     return utilisation(flops / seconds, device_name, devices)

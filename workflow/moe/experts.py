@@ -25,9 +25,10 @@ def route_pairs(gates_TE: Tensor, fill: bool = False) -> Pairs:
         the numbers of rows repeat from layer to layer and from step to step.
     """
     gates_ET = gates_TE.t()
-    expert_N, token_N = gates_ET.nonzero(as_tuple=True)  # row-major, hence sorted by expert
+    routed_ET = gates_ET > 0
+    expert_N, token_N = routed_ET.nonzero(as_tuple=True)  # row-major, hence sorted by expert
     gate_N = gates_ET[expert_N, token_N]
-    rows_E = (gates_ET > 0).sum(1)
+    rows_E = routed_ET.sum(1)
     ends_E = rows_E.cumsum(0)
     if not fill:
         return Pairs(token_N, gate_N, ends_E.to(torch.int32))

@@ -4,17 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from moe.accounting import training_flops
-
-SHAPE = ("width", "layers", "heads", "kv_heads", "expert_width", "vocabulary")
-
-
-def step_flops(spec: dict[str, Any], active_experts: float) -> float:
-    """FLOPs of one optimiser step with so many experts applied per token (of the width after granularity)."""
-    model, training = spec["model"], spec["training"]
-    shape = {key: model[key] for key in SHAPE}
-    applied = active_experts / model.get("granularity", 1)
-    return training["batch"] * training_flops(training["sequence"], active_experts=applied, **shape)
+from moe.accounting import step_flops
 
 
 def match(spec: dict[str, Any], other: dict[str, Any], metrics: Path) -> dict[str, Any]:

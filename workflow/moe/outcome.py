@@ -26,6 +26,7 @@ def write_outcome(
         rows = list(csv.DictReader(file))
     seconds = [float(row["seconds"]) for row in rows]
     done = facts | {"steps": len(rows), "tokens": len(rows) * batch_tokens}
+    done["flops"] = sum(float(row["flops"]) for row in rows)  # forward and backward, of the experts that were active
     done |= {"seconds": sum(seconds), "median_step_seconds": statistics.median(seconds)}
     # the largest of all processes that trained it: the last one may have resumed at the end
     done["memory_gib"] = max(float(row["memory_gib"]) for row in rows)

@@ -18,9 +18,9 @@ GZIPPED = ("metrics.csv", "samples.csv", "validation_windows.csv", "token_activi
 DIGITS = "%.9g"  # of published steps and token ids: what float32 has; windows and samples decide verdicts, as they are
 ROUNDED = ("metrics.csv", "token_activity.csv")
 WHOLE_STEPS, FURTHER_STEPS = 3000, 3000  # of metrics.csv: all of the first, about so many of the others
-# Columns of metrics.csv that some figure, table or claim reads.
-COLUMNS = ["step", "tokens", "loss", "router_loss", "sparsity", "l1_lambda", "flip_rate", "valid_loss"]
-COLUMNS += ["memory_gib", "seconds"]
+# Columns of metrics.csv that some figure, table or claim reads, and those that show equal compute.
+COLUMNS = ["step", "tokens", "loss", "router_loss", "sparsity", "active_experts", "l1_lambda", "flip_rate"]
+COLUMNS += ["valid_loss", "flops", "memory_gib", "seconds"]
 BEGIN, END = "<!-- verdicts: begin -->", "<!-- verdicts: end -->"
 PAPERS = {"remoe": "ReMoE", "rmoe": "RMoE"}
 

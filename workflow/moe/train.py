@@ -18,7 +18,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from moe import checkpoints, devices
-from moe.accounting import parameter_counts, training_mfu
+from moe.accounting import parameter_counts, step_flops, training_mfu
 from moe.best import Best, best_of
 from moe.command_line import Tee, exit_code
 from moe.data import Corpus, Streams, Windows
@@ -176,8 +176,10 @@ class Training:
         self.health.check(row)
         seconds = time.perf_counter() - began
         row["tokens_per_second"] = settings["batch"] * settings["sequence"] / seconds
+        flops = step_flops(spec, statistics.get("active_experts"))
         row |= {
-            "mfu": training_mfu(spec, statistics, seconds, devices.name(self.device), self.ranks),
+            "flops": flops,
+            "mfu": training_mfu(flops, seconds, devices.name(self.device), self.ranks),
             "memory_gib": devices.peak_memory(self.device),
             "seconds": seconds,
         }
@@ -263,7 +265,7 @@ class Training:
             columns += ["sparsity", "active_experts", "l1_lambda", "l1_bound"]
         if self.flips.every:
             columns.append("flip_rate")
-        return [*columns, "valid_loss", "tokens_per_second", "mfu", "memory_gib", "seconds"]
+        return [*columns, "valid_loss", "flops", "tokens_per_second", "mfu", "memory_gib", "seconds"]
 
     def _finish(self) -> None:
         spec = self.spec

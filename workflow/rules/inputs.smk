@@ -38,20 +38,26 @@ def figure_inputs(wildcards):
     return inputs_of(figure_spec(wildcards))
 
 
+def inputs_of_claim(claim):
+    """The files that a row of claims.tsv is judged from: what its metric reads, of the runs that it compares."""
+    of_seed, of_scale = files_judged(claim)
+    return files_of(runs_judged([claim], ROWS), *of_seed) + files_of_scale(of_scale)
+
+
 def claim_inputs(wildcards):
-    """The files that each claim's metric reads, of the runs that it compares."""
-    files = {}
-    for claim in tables.claims:
-        of_seed, of_scale = files_judged(claim)
-        paths = files_of(runs_judged([claim], ROWS), *of_seed) + files_of_scale(of_scale)
-        files |= dict.fromkeys(paths)
-    return list(files)
+    """The files of all claims."""
+    return list(dict.fromkeys(path for claim in tables.claims for path in inputs_of_claim(claim)))
+
+
+def all_inputs(wildcards):
+    """All that any figure or claim reads."""
+    drawn = [path for row in tables.figures for path in inputs_of(row)]
+    return list(dict.fromkeys(drawn + claim_inputs(wildcards)))
 
 
 def published_files(wildcards):
-    """All that any figure or claim reads, and what decided each run and what it left."""
-    drawn = [path for row in tables.figures for path in inputs_of(row)]
-    return list(dict.fromkeys(drawn + claim_inputs(wildcards) + files_of(USED, "run.yaml", "done.json")))
+    """That, and what decided each run and what it left."""
+    return list(dict.fromkeys(all_inputs(wildcards) + files_of(USED, "run.yaml", "done.json")))
 
 
 def reported_files(stems):
@@ -68,3 +74,23 @@ def shown(*papers):
     """Every figure and table of these papers that figures.tsv lists, and the verdicts."""
     names = [f"{f['paper']}/{f['figure']}.{endings(f)[0]}" for f in tables.figures if f["paper"] in papers]
     return [f"paper_figures/{SCALE}/{name}" for name in [*names, "claims.md"]]
+
+
+def whole(files):
+    """Whether all of these were published."""
+    return all(Path(path).exists() for path in files)
+
+
+if PUBLISHED:  # a table may have grown since
+    kept = [row for row in tables.figures if whole(inputs_of(row))]
+    held = {(c["paper"], c["claim"]): True for c in tables.claims}
+    for claim in tables.claims:
+        held[claim["paper"], claim["claim"]] &= whole(inputs_of_claim(claim))
+    left = [f"{row['paper']}/{row['figure']}" for row in tables.figures if row not in kept]
+    left += [f"{paper} claim {claim}" for (paper, claim), published in held.items() if not published]
+    tables.figures[:] = kept
+    tables.claims[:] = [c for c in tables.claims if held[c["paper"], c["claim"]]]
+    if left and workflow.is_main_process:
+        print(f"Not published at scale {SCALE}, so left out: {', '.join(left)}.", file=sys.stderr)
+    if not kept:
+        sys.exit(f"error: {RESULTS} holds none of the figures' files")

@@ -2,7 +2,7 @@
 rule redraw:
     """Every row of figures.tsv and claims.tsv, from the published files alone."""
     input:
-        results=published_files,
+        results=all_inputs,
         reported=reported_files(row["reported"] for row in tables.figures + tables.claims),
     output:
         [f"paper_figures/{SCALE}/{row['paper']}/{row['figure']}.{e}" for row in tables.figures for e in endings(row)],

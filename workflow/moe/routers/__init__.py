@@ -110,6 +110,8 @@ def _try_to_build(name: str, options: dict[str, Any], sizes: dict[str, int]) -> 
 def build_router(name: str, *, layers: int, width: int, experts: int, top_k: int, **options: Any) -> Router:
     """The router `name` for a model of `layers` MoE layers; each part takes the options that its signature names."""
     check_router(name, options)
+    if not 1 <= top_k <= experts:
+        raise ValueError(f"router {name!r}: top_k is {top_k}, expected at least 1 and at most the {experts} experts")
     recipe = ROUTERS[name]
     options = {key: value for key, value in recipe.items() if key not in PARTS} | options
 

@@ -55,6 +55,11 @@ class Router(nn.Module):
         super().__init__()
         if not gates.reads_scores and (scores is not None or memory is not None):
             raise ValueError(f"{type(gates).__name__} gates read no scores, so neither scores nor memory go with them")
+        if not gates.reads_distributions and getattr(memory, "gives_distributions", False):
+            raise ValueError(
+                f"{type(gates).__name__} gates cut scores at zero, and residual 'softmax' hands them logarithms of "
+                "probabilities, which are below it: no expert would ever be chosen"
+            )
         if gates.reads_scores and scores is None:
             raise ValueError(f"{type(gates).__name__} gates read scores, and there are none")
         self.memory, self.scores, self.gates = memory, scores, gates
@@ -114,6 +119,7 @@ class Gates(nn.Module):
     """From scores to weights; subclasses define forward(scores_TE, layer, sequences=None) -> Choice."""
 
     reads_scores = True
+    reads_distributions = True  # whether scores may be any logarithms of probabilities, as a softmax takes them
     leaks = False  # whether a token's gates depend on later tokens in training (never in evaluation)
     merges = False  # whether experts are merged rather than dispatched to: gates are dense, compute is not
 

@@ -34,17 +34,20 @@ class ExpertChoice(Gates):
         """scores_TE -> gates_TE, no loss, probabilities_TE."""
         probs_TE = scores_TE.softmax(-1)
         if self.training or self.evaluate_leaky:
-            gates_TE = self._experts_choose(probs_TE, sequences)
+            gates_TE = self._experts_choose(scores_TE.log_softmax(-1), probs_TE, sequences)
         else:
-            gates_TE = spread(*probs_TE.topk(self.top_k, dim=-1, sorted=False), probs_TE)
+            experts_TK = scores_TE.topk(self.top_k, dim=-1, sorted=False).indices
+            gates_TE = spread(probs_TE.gather(-1, experts_TK), experts_TK, probs_TE)
         return Choice(gates_TE, probs_TE.new_zeros(()), probs_TE)
 
-    def _experts_choose(self, probs_TE: Tensor, sequences: Sequences | None) -> Tensor:
+    def _experts_choose(self, log_probs_TE: Tensor, probs_TE: Tensor, sequences: Sequences | None) -> Tensor:
+        # chosen by logarithms: probabilities may underflow, and tie
         tokens, experts = probs_TE.shape
         batch = 1 if sequences is None or self.scope == "micro-batch" else sequences.ids_BS.shape[0]
         probs_BSE = probs_TE.view(batch, -1, experts)
         positions = probs_BSE.shape[1]
         capacity = min(max(1, round(positions * self.top_k / experts)), positions)
-        weights_BCE, chosen_BCE = probs_BSE.topk(capacity, dim=1, sorted=False)
+        chosen_BCE = log_probs_TE.view_as(probs_BSE).topk(capacity, dim=1, sorted=False).indices
+        weights_BCE = probs_BSE.gather(1, chosen_BCE)
         weights_BCE = weights_BCE.clamp(min=torch.finfo(weights_BCE.dtype).tiny)
         return torch.zeros_like(probs_BSE).scatter(1, chosen_BCE, weights_BCE).view(tokens, experts)

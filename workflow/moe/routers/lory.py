@@ -13,8 +13,9 @@ class Lory(Gates):
     """e_j = softmax of the mean score of segment j; segment j runs through one network, Σ_e e_{j−1,e} · W_e.
 
     Gates are dense and equal within a segment. The mean of linear scores is the score of the mean hidden state, as the
-    paper has it. Segment 0 uses its own e_0 with the gradient stopped: only there a token's output depends on later
-    tokens. At inference (`sequences.prompts_B`) the prompt is routed once, for all that follows. No balance loss.
+    paper has it; other scores (beyond it) are averaged themselves. Segment 0 uses its own e_0 with the gradient
+    stopped: only there a token's output depends on later tokens. At inference (`sequences.prompts_B`) the prompt is
+    routed once, for all that follows. No balance loss.
 
     segment: its length in tokens, 256 in the paper; the last one of a sequence may be shorter.
     """

@@ -3,6 +3,8 @@
 Shape letters: T tokens, E experts, L MoE layers.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,7 @@ class LossFree(Gates):
         for key, value, known in (("affinity", affinity, AFFINITIES), ("normalise", normalise, NORMALISE)):
             if value not in known:
                 raise ValueError(f"option {key} is {value!r}, expected one of {', '.join(known)}")
-        if not rate >= 0:
+        if not 0 <= rate < math.inf:
             raise ValueError(f"option rate is {rate!r}, expected a number from 0 on")
         self.top_k, self.affinity, self.normalise, self.rate = top_k, AFFINITIES[affinity], normalise, rate
         # no buffer: casting the model must not round it
@@ -47,7 +49,8 @@ class LossFree(Gates):
         experts_TK = (affinity_TE.detach() + self._bias_on_device[layer]).topk(self.top_k, dim=-1, sorted=False).indices
         weights_TK = affinity_TE.gather(-1, experts_TK)
         if self.normalise == "chosen":
-            weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
+            least = torch.finfo(weights_TK.dtype).tiny  # all of them may underflow
+            weights_TK = weights_TK.clamp(min=least) / weights_TK.clamp(min=least).sum(-1, keepdim=True)
         return Choice(spread(weights_TK, experts_TK, affinity_TE), scores_TE.new_zeros(()), affinity_TE)
 
     def after_step(self, sparsity: float, active_LE: Tensor) -> dict[str, float]:

@@ -3,6 +3,9 @@
 Shape letters: T tokens, D model width, H state of the cell (the paper's p).
 """
 
+import math
+
+import torch
 from torch import Tensor, nn
 
 RESIDUALS = ("scores", "softmax")
@@ -88,9 +91,10 @@ class ScoreResidual(GRU):
         super().__init__(layers, width, state, bias, passing="none")
         if residual not in RESIDUALS:
             raise ValueError(f"option residual is {residual!r}, expected one of {', '.join(RESIDUALS)}")
-        if not residual_weight >= 0:
+        if not 0 <= residual_weight < math.inf:
             raise ValueError(f"option residual_weight is {residual_weight!r}, expected a number from 0 on")
         self.weight, self.residual, self.detach_residual = residual_weight, residual, detach_residual
+        self.gives_distributions = residual == "softmax"
 
     def forward(self, x_TD: Tensor, layer: int, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """As GRU.forward without a previous state; memory, the previous layer's scores, waits for `mix`."""
@@ -103,5 +107,7 @@ class ScoreResidual(GRU):
         previous_TE = memory.detach() if self.detach_residual else memory
         if self.residual == "scores":
             return scores_TE + self.weight * previous_TE, scores_TE
-        sum_TE = scores_TE.softmax(-1) + self.weight * previous_TE.softmax(-1)
-        return sum_TE.log(), scores_TE  # a softmax of the logarithm is the sum, normalised
+        log_TE = scores_TE.log_softmax(-1)  # a softmax of the sum's logarithm is the sum, normalised
+        if self.weight:
+            log_TE = torch.logaddexp(log_TE, previous_TE.log_softmax(-1) + math.log(self.weight))
+        return log_TE, scores_TE

@@ -3,6 +3,8 @@
 Shape letters: T tokens, E experts.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,8 @@ class ReLU(Gates):
     lambda_0: λ of the first step. alpha: the factor. balance: False sets f = 1 (table 11).
     """
 
+    reads_distributions = False
+
     def __init__(
         self,
         layers: int,
@@ -34,8 +38,12 @@ class ReLU(Gates):
         lambda_max: float = 1e4,
     ):
         super().__init__()
-        if not alpha > 1:
+        if not 1 < alpha < math.inf:
             raise ValueError(f"option alpha is {alpha!r}, expected a number above 1")
+        if not 0 < lambda_min <= lambda_max < math.inf:
+            raise ValueError(
+                f"option lambda_min is {lambda_min!r}, expected above 0 and at most lambda_max {lambda_max!r}"
+            )
         if not 0 < lambda_min <= lambda_0 <= lambda_max:
             raise ValueError(f"option lambda_0 is {lambda_0!r}, expected {lambda_min!r} ≤ lambda_0 ≤ {lambda_max!r}")
         self.alpha, self.balance = alpha, balance

@@ -3,6 +3,8 @@
 Shape letters: T tokens, H input width, E experts, R reduced width.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,6 +55,8 @@ class Cosine(nn.Module):
 
     def __init__(self, layers: int, inputs: int, experts: int, temperature: float = 0.3, normalise_token: bool = True):
         super().__init__()
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"option temperature is {temperature!r}, expected a number above 0")
         self.normalise_token = normalise_token
         self.experts_LEH = nn.ParameterList(nn.Parameter(torch.empty(experts, inputs)) for _ in range(layers))
         self.temperatures = nn.ParameterList(nn.Parameter(torch.tensor([float(temperature)])) for _ in range(layers))

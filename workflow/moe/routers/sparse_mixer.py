@@ -3,11 +3,13 @@
 Shape letters: T tokens, E experts, K chosen experts.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from moe.routers.base import Choice, Gates, Sequences
-from moe.routers.topk import balance_loss, spread
+from moe.routers.topk import BALANCE_LAYERS, balance_loss, spread
 
 KEPT = 0.25  # chance that a sample which is not the largest keeps its whole weight (Heun's third-order method)
 SCALED = 1 / 3  # its weight otherwise
@@ -20,14 +22,29 @@ class SparseMixer(Gates):
     m = p̃ of the chosen, in training times φ: 1 if the sample is the largest or with chance 1/4, else 1/3. The backward
     pass knows no φ: ∂L/∂s = m · ∂L/∂weight · (1[chosen] − p̃). A pick is masked for the next; none is renormalised.
 
-    epsilon: ε, the paper's jitter. balance: as TopK's (GRIN has such a loss; ReMoE does not say for its baseline).
+    epsilon: ε, the paper's jitter. balance, balance_layers: as TopK's (GRIN has such a loss; ReMoE does not say for its
+        baseline).
     """
 
-    def __init__(self, layers: int, experts: int, top_k: int, epsilon: float = 0.01, balance: float = 1e-2):
+    def __init__(
+        self,
+        layers: int,
+        experts: int,
+        top_k: int,
+        epsilon: float = 0.01,
+        balance: float = 1e-2,
+        balance_layers: str = "sum",
+    ):
         super().__init__()
-        if not epsilon >= 0:
-            raise ValueError(f"option epsilon is {epsilon!r}, expected a number from 0 on")
-        self.top_k, self.epsilon, self.weight = top_k, epsilon, balance
+        for key, value in (("epsilon", epsilon), ("balance", balance)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"option {key} is {value!r}, expected a number from 0 on")
+        if balance_layers not in BALANCE_LAYERS:
+            raise ValueError(
+                f"option balance_layers is {balance_layers!r}, expected one of {', '.join(BALANCE_LAYERS)}"
+            )
+        self.top_k, self.epsilon = top_k, epsilon
+        self.weight = balance / (layers if balance_layers == "mean" else 1)
 
     def forward(self, scores_TE: Tensor, layer: int, sequences: Sequences | None = None) -> Choice:
         """scores_TE -> gates_TE, balance loss, probabilities_TE."""

@@ -46,6 +46,8 @@ class TopK(Gates):
         for key, (value, known) in words.items():
             if value not in known:
                 raise ValueError(f"option {key} is {value!r}, expected one of {', '.join(known)}")
+        if not 0 <= balance < math.inf:
+            raise ValueError(f"option balance is {balance!r}, expected a number from 0 on")
         if warmup_steps < 0:
             raise ValueError(f"option warmup_steps is {warmup_steps!r}, expected at least 0")
         if not 0 <= warmup_top_k <= experts:
@@ -66,9 +68,11 @@ class TopK(Gates):
     def forward(self, scores_TE: Tensor, layer: int, sequences: Sequences | None = None) -> Choice:
         """scores_TE -> gates_TE, balance loss, probabilities_TE."""
         probs_TE = scores_TE.softmax(-1)
-        weights_TK, experts_TK = probs_TE.topk(self.top_k, dim=-1, sorted=False)
+        experts_TK = scores_TE.topk(self.top_k, dim=-1, sorted=False).indices  # probabilities may underflow, and tie
         if self.normalise == "chosen":
             weights_TK = scores_TE.gather(-1, experts_TK).softmax(-1)
+        else:
+            weights_TK = probs_TE.gather(-1, experts_TK)
         gates_TE = spread(weights_TK, experts_TK, probs_TE)
         return Choice(gates_TE, self.weight * balance_loss(probs_TE, gates_TE, self.top_k, self.training), probs_TE)
 
