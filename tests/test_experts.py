@@ -55,6 +55,32 @@ def test_dispatch_equals_a_loop_over_experts_forward_and_backward(case, T, E, se
         torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("segments", [[7], [3, 4], [1, 1, 5]])
+def test_merged_experts_are_a_loop_over_segments_forward_and_backward(segments):
+    experts, x, gates = make(7, 4, 0, torch.float64)
+    ends = torch.tensor(segments).cumsum(0).tolist()
+    rows = torch.rand(len(segments), 4, dtype=torch.float64)
+    gates = rows.repeat_interleave(torch.tensor(segments), 0)
+    results = []
+
+    def loop(x, gates):
+        parts = []
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            w_in, w_out = (sum(gates[end - 1, e] * w[e] for e in range(4)) for w in experts.parameters())
+            gate, up = (x[start:end] @ w_in).chunk(2, -1)
+            parts.append((torch.nn.functional.silu(gate) * up) @ w_out)
+        return torch.cat(parts)
+
+    for apply in (lambda x, g: experts(x, g, segments), loop):
+        inputs = x.clone().requires_grad_(), gates.clone().requires_grad_()
+        y = apply(*inputs)
+        results.append([y, *torch.autograd.grad((y * torch.arange(D)).sum(), [*inputs, *experts.parameters()])])
+    for mine, reference in zip(*results, strict=True):
+        torch.testing.assert_close(mine, reference)
+    inputs = x.clone().requires_grad_(), gates.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, g: experts(x, g, segments), inputs)
+
+
 def test_gradients_in_double_precision():
     experts, x, gates = make(7, 4, 0, torch.float64)
     gates = (gates * 0.9 + 0.05 * (gates > 0)).requires_grad_()

@@ -7,7 +7,8 @@ import torch
 
 from moe.accounting import forward_flops, parameter_counts, training_flops, utilisation
 from moe.model import Decoder
-from moe.routers import ROUTERS, options_of
+from moe.routers import ROUTERS, Routing, options_of
+from moe.routers.relu import ReLU
 from moe.snapshots import build_model
 from moe.tables import Tables, load_yaml
 
@@ -67,6 +68,22 @@ def test_forward_flops_are_those_of_the_matrix_products():
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         model(torch.zeros(1, 32, dtype=torch.long))
     assert counter.get_total_flops() == forward_flops(32, **{k: SMALL[k] for k in SHAPE})
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_one_expert_with_gate_1_is_the_dense_model(name):
+    torch.manual_seed(0)
+    model = Decoder(**SMALL, router={"name": name}).double().eval()
+    dense = Decoder(**SMALL, router={"name": "none"}).double().eval()
+    state = {key: value for key, value in model.state_dict().items() if not key.startswith("router.")}
+    for layer in range(SMALL["layers"]):
+        state[f"blocks.{layer}.feed_forward.gate_up.weight"] = state.pop(f"blocks.{layer}.experts.in_EDF")[0].T
+        state[f"blocks.{layer}.feed_forward.out.weight"] = state.pop(f"blocks.{layer}.experts.out_EFD")[0].T
+    dense.load_state_dict(state)
+    tokens = torch.randint(50, (2, 24))
+    if ROUTERS[name]["gates"] is ReLU:  # its gate is the score: set to 1
+        model.router.forward = lambda x, *_: Routing(torch.ones(len(x), 1).double(), torch.zeros(()))
+    torch.testing.assert_close(model(tokens), dense(tokens))
 
 
 @pytest.mark.parametrize("scale", ["smoke", "laptop", "gpu", "paper"])

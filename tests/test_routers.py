@@ -322,14 +322,16 @@ def test_every_combination_of_parts_routes_and_learns(monkeypatch, memory, score
     recipe = dict(scores=scores, gates=gates) | ({"memory": memory} if memory else {})
     monkeypatch.setitem(ROUTERS, "combined", recipe)
     router = make("combined")
-    total = 0
-    for routing in route(router, torch.randn(32, D)):
-        assert (routing.gates_TE >= 0).all() and torch.isfinite(routing.gates_TE).all()
-        total = total + (routing.gates_TE * torch.randn(32, 8)).sum() + routing.loss
-    if total.requires_grad:
+    for _ in range(8):  # several batches, so that every expert is chosen somewhere
+        total = 0
+        for routing in route(router, torch.randn(64, D, requires_grad=True)):
+            assert (routing.gates_TE >= 0).all() and torch.isfinite(routing.gates_TE).all()
+            total = total + (routing.gates_TE * torch.randn(64, 8)).sum() + routing.loss
         total.backward()
-    learning = [p.grad is not None and p.grad.abs().sum() > 0 for p in router.parameters() if p.requires_grad]
-    assert any(learning) or not learning
+    for name, parameter in router.named_parameters():
+        if name == "memory.cell.weight_hh" and router.memory.passing == "none":
+            continue  # multiplies a state that is always 0
+        assert not parameter.requires_grad or parameter.grad.abs().sum() > 0, name
     assert router.after_step()["sparsity"] < 1
 
 

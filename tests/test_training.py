@@ -22,9 +22,10 @@ from safetensors.torch import load_file
 from tiny_run import write_corpus
 
 from moe import checkpoints
+from moe.data import Corpus, Windows
 from moe.health import Health
 from moe.routers import ROUTERS
-from moe.snapshots import load_model
+from moe.snapshots import build_model, load_model
 
 ROOT = Path(__file__).parent.parent
 TIMED = {"tokens_per_second", "mfu", "memory_gib", "seconds"}
@@ -42,10 +43,10 @@ def corpus(tmp_path_factory):
     return folder
 
 
-def write_spec(folder, router="relu", fingerprint="0123456789abcdef", **training):
+def write_spec(folder, router="relu", fingerprint="0123456789abcdef", options=None, **training):
     folder.mkdir(parents=True, exist_ok=True)
     experts = dict(experts=1, top_k=1) if router == "none" else dict(experts=4, top_k=2)
-    options = {"state": 8} if router in ROUTERS and "memory" in ROUTERS[router] else {}
+    options = options or ({"state": 8} if router in ROUTERS and "memory" in ROUTERS[router] else {})
     spec = dict(
         run="tiny", scale="test", setup="tiny", seed=0, fingerprint=fingerprint, snapshots={"all": 1.0, "half": 0.5}
     )
@@ -205,7 +206,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_files(attempt, undist
 @pytest.mark.parametrize("router", ["relu", "topk"])
 def test_numbers_do_not_depend_on_how_the_batch_is_split(name, change, router, undisturbed, corpus, tmp_path):
     if name == "micro-batches" and router == "topk":
-        pytest.skip("a balance loss is the mean of its micro-batches', another function: see test_routers")
+        pytest.skip("a balance loss is the mean of its micro-batches', another function: the next test")
     ranks = 1 if name == "micro-batches" else 2
     folder = write_spec(tmp_path / "run", router, **change)
     if name == "micro-batches":  # λ is tiny, so that f per micro-batch does not show
@@ -219,6 +220,28 @@ def test_numbers_do_not_depend_on_how_the_batch_is_split(name, change, router, u
                 assert float(mine[key]) == pytest.approx(float(other[key]), rel=1e-4), (mine["step"], key)
     else:
         assert_same_to_rounding(folder, whole)
+
+
+@pytest.mark.parametrize(
+    ("router", "options"), [("topk", {"balance": 0.5}), ("relu", {"lambda_0": 0.3}), ("smoe", {"balance": 0.5})]
+)
+def test_a_step_over_micro_batches_is_the_mean_of_theirs(router, options, corpus, tmp_path):
+    folder = trained(write_spec(tmp_path / "run", router, options=options, steps=1, micro_batch=2), corpus)
+    row, spec = numbers(folder)[0], yaml.safe_load((folder / "run.yaml").read_text())
+    torch.manual_seed(spec["seed"])
+    model = build_model(spec).train()
+    batch = torch.from_numpy(Windows(Corpus(corpus), "train", 16, 4, spec["seed"]).at(0))
+    torch.manual_seed(spec["seed"] * 1_000_003 * 1009)
+    losses = [model(part[:, :-1], part[:, 1:]) for part in batch.split(2)]
+    loss, router_loss = (sum(parts) / 2 for parts in zip(*losses, strict=True))
+    (loss + router_loss).backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    statistics = model.after_step()
+    expected = {"loss": loss, "router_loss": router_loss, "gradient_norm": norm, "sparsity": statistics["sparsity"]}
+    for key, value in expected.items():
+        assert float(row[key]) == pytest.approx(float(value), rel=1e-4), key
+    whole = model(batch[:, :-1], batch[:, 1:])[1]  # another function of the batch, or this would show nothing
+    assert float(whole) != pytest.approx(float(router_loss), rel=1e-3)
 
 
 @pytest.mark.parametrize(

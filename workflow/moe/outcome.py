@@ -27,6 +27,10 @@ def write_outcome(
     seconds = [float(row["seconds"]) for row in rows]
     done = facts | {"steps": len(rows), "tokens": len(rows) * batch_tokens}
     done["flops"] = sum(float(row["flops"]) for row in rows)  # forward and backward, of the experts that were active
+    if any(
+        row.get("l1_bound") for row in rows
+    ):  # steps with λ at a bound: the model is sparser than its target by itself
+        done["l1_bound_steps"] = sum(row["l1_bound"] == "1.0" for row in rows)
     done |= {"seconds": sum(seconds), "median_step_seconds": statistics.median(seconds)}
     # the largest of all processes that trained it: the last one may have resumed at the end
     done["memory_gib"] = max(float(row["memory_gib"]) for row in rows)
