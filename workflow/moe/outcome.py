@@ -16,8 +16,8 @@ LIBRARIES = ("torch", "deepspeed", "datasets", "tokenizers")
 
 def write_outcome(
     folder: Path, record: Path, snapshots: dict[str, tuple[Path, int]], batch_tokens: int, facts: dict[str, Any]
-) -> None:
-    """Write the declared outputs of a run and remove what an earlier setup of it left.
+) -> dict[str, Any]:
+    """Write the declared outputs of a run and remove what an earlier setup of it left; what done.json says.
 
     record: the finished step-by-step record, beside the checkpoints. snapshots: label -> (file, step).
     batch_tokens: tokens a step. facts: what else done.json says (who, how large, on what).
@@ -27,10 +27,9 @@ def write_outcome(
     seconds = [float(row["seconds"]) for row in rows]
     done = facts | {"steps": len(rows), "tokens": len(rows) * batch_tokens}
     done["flops"] = sum(float(row["flops"]) for row in rows)  # forward and backward, of the experts that were active
-    if any(
-        row.get("l1_bound") for row in rows
-    ):  # steps with λ at a bound: the model is sparser than its target by itself
-        done["l1_bound_steps"] = sum(row["l1_bound"] == "1.0" for row in rows)
+    bound = [row["l1_bound"] for row in rows if row.get("l1_bound")]
+    if bound:  # steps that λ ended at its bound: the model is sparser than its target by itself
+        done["l1_bound_steps"] = bound.count("1.0")
     done |= {"seconds": sum(seconds), "median_step_seconds": statistics.median(seconds)}
     # the largest of all processes that trained it: the last one may have resumed at the end
     done["memory_gib"] = max(float(row["memory_gib"]) for row in rows)
@@ -50,3 +49,4 @@ def write_outcome(
         for stale in kept.parent.iterdir():
             if stale != kept:
                 shutil.rmtree(stale)
+    return done

@@ -278,7 +278,10 @@ class Training:
             steps = {label: best_of(record, step)[0] for label, step in steps.items()}
         snapshots = {label: (self._snapshot_path(label), step) for label, step in steps.items()}
         batch_tokens = self.settings["batch"] * self.settings["sequence"]
-        write_outcome(self.folder, record, snapshots, batch_tokens, facts)
+        done = write_outcome(self.folder, record, snapshots, batch_tokens, facts)
+        if bound := done.get("l1_bound_steps"):
+            where = f"{spec['run']} seed {spec['seed']}  λ lay at its bound in {bound} of {done['steps']} steps"
+            print(f"{where}: this model is sparser than its target by itself", file=sys.stderr)
 
 
 def main() -> None:
