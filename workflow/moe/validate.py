@@ -23,7 +23,7 @@ from moe.streaming import block_losses
 
 COLUMNS = ["run", "seed", "snapshot", "step", "tokens", "split", "windows", "loss", "bits_per_byte", "perplexity"]
 COLUMNS += ["leaky_loss", "later_loss"]
-WINDOW_COLUMNS = ["snapshot", "window", "loss"]
+WINDOW_COLUMNS = ["snapshot", "split", "window", "loss"]
 
 
 @torch.no_grad()
@@ -131,7 +131,8 @@ def validate(run: FinishedRun, *, split: str = "valid") -> tuple[list[dict], lis
             | means
             | {"bits_per_byte": float(nats / math.log(2) / size)}
         )
-        window_rows += [{"snapshot": snapshot, "window": i, "loss": one} for i, one in enumerate(losses)]
+        labels = {"snapshot": snapshot, "split": split}
+        window_rows += [labels | {"window": i, "loss": one} for i, one in enumerate(losses)]
     return rows, window_rows
 
 
@@ -147,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
         run = open_run(options.run, options.corpus, snapshots=options.snapshot, device=options.device)
         rows, window_rows = validate(run, split=options.split or "valid")
         if options.split is None and run.reads_streams:
-            rows += validate(run, split="test")[0]  # RMoE's tables print both
+            rows, window_rows = map(list.__add__, (rows, window_rows), validate(run, split="test"))  # RMoE prints both
         if options.windows_output:
             write_csv(options.windows_output, WINDOW_COLUMNS, window_rows)
         write_csv(options.output, COLUMNS, rows)

@@ -165,9 +165,8 @@ def _pieces(record: Record, metric: str, snapshot: str, tasks: list[str]) -> lis
     """What a metric of one seed is the mean of, a Series a task (of a loss a single one); empty where unknown."""
     if metric == "training_loss":
         return [last_losses(record)]
-    if metric == "valid_loss":
-        frame = record.read("validation_windows.csv")
-        return [frame[frame["snapshot"] == snapshot].set_index("window")["loss"]]
+    if METRICS[metric].of_windows:
+        return [METRICS[metric].of_windows(record, snapshot)]
     if metric != "mean_accuracy" or not tasks:
         return []
     frame, series = record.read("samples.csv"), []
