@@ -19,7 +19,7 @@ SHOWN_OPTIONS = {
 
 
 def shown_options(router: str, options: dict[str, Any]) -> dict[str, Any]:
-    """lambda_0, alpha, warmup_steps, reduced (None where the router has no such option) and balanced ("yes", "no" or "").
+    """lambda_0, alpha, warmup_steps, reduced (None where the router has none) and balanced ("yes", "no" or "").
 
     They are the paper's numbers, before a scale divides any of them. Of the memory: recurrent ("yes" or "no"), its cell
     (GRU, RNN, LSTM or none) and its projector (L-proj, S-proj or none), in the words of RMoE's tables 2 and 6.

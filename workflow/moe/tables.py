@@ -113,7 +113,9 @@ class Tables:
             row["options"] = parse_options(row["options"], f"{where}, column options")
             check_row(row, self.scaled[row["setup"]], where, self.config["ranks"])
             setup = self.setups[row["setup"]]
-            shown = shown_options(row["router"], row["options"]) | {key: setup[key] for key in ("paper", "size", "corpus")}
+            shown = shown_options(row["router"], row["options"]) | {
+                key: setup[key] for key in ("paper", "size", "corpus")
+            }
             runs[row["run"]] = row | shown | {"layers": setup["model"]["layers"]}
         for name, row in runs.items():
             check_match(row, runs, f"{path}, row {name}")

@@ -1,8 +1,8 @@
 """Seconds and memory of a training step of several runs, each beside SMoE of the same setup (RMoE, table 1).
 
 `python -m moe.benchmark.cost RUN … --corpora results/corpora --output cost.csv`, with finished runs, SMoE of each setup
-among them. Steps are timed in turns in one process group, several ranks being started by moe.launch; the memory of a run
-is that of a process of its own, since a peak cannot be told apart, nor on a CPU reset, where others are.
+among them. Steps are timed in turns in one process group, several ranks being started by moe.launch; the memory of a
+run is that of a process of its own, since a peak cannot be told apart, nor on a CPU reset, where others are.
 """
 
 import argparse
