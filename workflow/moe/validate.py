@@ -61,13 +61,15 @@ def views(model: nn.Module, windows_BS1: Tensor) -> dict[str, list[float]]:
 def token_bytes(corpus: Corpus, split: str) -> np.ndarray:
     """UTF-8 bytes of text [V] that each token id stands for; the end of text stands for none.
 
-    Exact for byte-level tokenizers, whose tokens are spelled with a letter a byte; else each id counts as the mean.
+    Exact for byte-level tokenizers, whose tokens are spelled with a letter a byte; else (whole words) each id counts as
+    the mean.
     """
     tokenizer = corpus.tokenizer.tokenizer
     added = tokenizer.get_added_tokens_decoder()
     spelled = [tokenizer.id_to_token(token) or "" for token in range(corpus.vocabulary)]
     letters = set(byte_letters())
-    if all(set(word) <= letters for token, word in enumerate(spelled) if token not in added):
+    words = type(tokenizer.model).__name__ == "WordLevel"  # which may be spelled alike, but leave out their spaces
+    if not words and all(set(word) <= letters for token, word in enumerate(spelled) if token not in added):
         lengths = np.array([len(word) for word in spelled], dtype=np.float64)
         for token, word in added.items():
             lengths[token] = 0 if word.special else len(word.content.encode())
