@@ -125,7 +125,7 @@ def _check_axes(row: dict, kind, runs: list[dict], printed: set[str], *, file, n
                 of, _, metric = word.rpartition(":")
                 corpora = {run["corpus"] for run in runs} if of else ()
                 if of and of not in corpora:
-                    raise wrong(file, name, column, word, "is of a corpus that none of the runs has", corpora)
+                    raise wrong(file, name, column, of, "is the corpus of none of the runs", corpora)
                 check_metric(metric, printed, file=file, name=name, column=column)
     for word in text(row, "hue").split():
         if runs and word not in runs[0]:
