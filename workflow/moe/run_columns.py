@@ -2,12 +2,6 @@
 
 from typing import Any
 
-# router -> the cell of its memory, as RMoE's table 6 names it; here for the same reason as the options below.
-CELLS = {"rmoe-rnn": "RNN", "rmoe-lstm": "LSTM"}
-CELLS |= dict.fromkeys(("rmoe", "rmoe-shared-projector", "rmoe-np", "rmoe-detach", "rmoe-xmoe", "rmoe-relu"), "GRU")
-CELLS |= {f"rmoe-np-r{weight}{detach}": "GRU" for weight in (0.5, 1.0) for detach in ("", "-detach-r")}
-SHARED = "rmoe-shared-projector"  # the router without a projector of each layer's own
-
 # router -> its options that are shown, with their defaults. They stand here as well as in the routers because a query
 # is read without torch, which the routers need; a test compares both.
 SHOWN_OPTIONS = {
@@ -18,16 +12,36 @@ SHOWN_OPTIONS = {
 }
 
 
-def shown_options(router: str, options: dict[str, Any]) -> dict[str, Any]:
-    """lambda_0, alpha, warmup_steps, reduced (None where the router has none) and balanced ("yes", "no" or "").
+# router -> its recurrent cell (a test compares with the routers); p by default
+CELLS = {name: "GRU" for name in ("rmoe", "rmoe-shared-projector", "rmoe-np", "rmoe-detach", "rmoe-xmoe", "rmoe-relu")}
+CELLS |= {name: "GRU" for r in ("0.5", "1.0") for name in (f"rmoe-np-r{r}", f"rmoe-np-r{r}-detach-r")}
+CELLS |= {"rmoe-rnn": "RNN", "rmoe-lstm": "LSTM"}
+STATE = 128
+SHARED = "rmoe-shared-projector"  # the router without a projector of each layer's own
 
-    They are the paper's numbers, before a scale divides any of them. Of the memory: recurrent ("yes" or "no"), its cell
-    (GRU, RNN, LSTM or none) and its projector (L-proj, S-proj or none), in the words of RMoE's tables 2 and 6.
+
+def cell_of(router: str) -> str:
+    """The recurrent cell of a router as RMoE's tables name it; "" where there is none."""
+    return CELLS.get(router, "")
+
+
+def shown_memory(router: str, options: dict[str, Any]) -> dict[str, Any]:
+    """cell and projector (GRU, RNN, LSTM; L-proj, S-proj; "none" without one), state (the paper's p) and recurrent.
+
+    The words are those of RMoE's tables 2 and 6.
+    """
+    cell = cell_of(router)
+    shown = {"cell": cell or "none", "state": options.get("state", STATE) if cell else None}
+    projector = "none" if not cell else "S-proj" if router == SHARED else "L-proj"
+    return shown | {"projector": projector, "recurrent": "yes" if cell else "no"}
+
+
+def shown_options(router: str, options: dict[str, Any]) -> dict[str, Any]:
+    """lambda_0, alpha, warmup_steps, reduced (None for routers without it) and balanced ("yes", "no" or "").
+
+    They are the paper's numbers, before a scale divides any of them.
     """
     known = SHOWN_OPTIONS.get(router, {})
     filled = known | {key: value for key, value in options.items() if key in known}
     balanced = ("yes" if filled["balance"] else "no") if "balance" in filled else ""
-    shown = {key: filled.get(key) for key in ("lambda_0", "alpha", "warmup_steps", "reduced")} | {"balanced": balanced}
-    cell = CELLS.get(router, "none")
-    projector = "none" if cell == "none" else "S-proj" if router == SHARED else "L-proj"
-    return shown | {"recurrent": "no" if cell == "none" else "yes", "cell": cell, "projector": projector}
+    return {key: filled.get(key) for key in ("lambda_0", "alpha", "warmup_steps", "reduced")} | {"balanced": balanced}
