@@ -311,7 +311,9 @@ def test_titles():
         "Table 2 of ReMoE at scale laptop (not the paper's size)"
     )
     assert headline({"paper": "rmoe", "figure": "fig13"}, "paper") == ("Figure 13 of RMoE at scale paper")
-    assert headline({"paper": "rmoe", "figure": "extra-crossing"}, "gpu").startswith("Extra crossing")
+    assert headline({"paper": "rmoe", "figure": "extra-crossing"}, "gpu").startswith(
+        "Extra table (crossing) beyond RMoE at"
+    )
 
 
 def test_numbers_in_words():

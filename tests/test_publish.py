@@ -24,7 +24,7 @@ SEEDS = (0, 1, 2)
 def draw_all(runs, results, drawn, endings=("csv", "md", "svg")):
     """Every table, figure and verdict; the endings that a figure or a table has."""
     for row in tables().figures:
-        own = {"csv", "md", "tex"} if row["figure"].startswith("table") else {"csv", "svg", "png"}
+        own = {"csv", "md", "tex"} if not row["figure"].startswith("fig") else {"csv", "svg", "png"}
         paths = [drawn / row["paper"] / f"{row['figure']}.{e}" for e in endings if e in own]
         draw(row, select(row["runs"], runs), scale="laptop", reported=REPORTED, results=results, outputs=paths)
     outputs = [drawn / "claims.csv", drawn / "claims.md"]

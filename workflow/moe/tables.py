@@ -22,7 +22,8 @@ TRAINING_MODULES += ("data/streams.py", "data/windows.py", "data/corpus.py")
 class Tables:
     """Everything that the tables say at one scale.
 
-    runs: name -> row joined with the setup's paper and size and with `shown_options`; figures, claims: rows in order.
+    runs: name -> row joined with the paper, size, corpus and layers of its setup, as the paper had them, and with
+    `shown_options`; figures, claims: rows in order.
     Raises ValueError naming file, row, column, value, what was expected and the nearest valid name.
     """
 
@@ -112,8 +113,10 @@ class Tables:
             row["options"] = parse_options(row["options"], f"{where}, column options")
             check_row(row, self.scaled[row["setup"]], where, self.config["ranks"])
             setup = self.setups[row["setup"]]
-            shown = shown_options(row["router"], row["options"])
-            runs[row["run"]] = row | shown | {"paper": setup["paper"], "size": setup["size"]}
+            shown = shown_options(row["router"], row["options"]) | {
+                key: setup[key] for key in ("paper", "size", "corpus")
+            }
+            runs[row["run"]] = row | shown | {"layers": setup["model"]["layers"]}
         for name, row in runs.items():
             check_match(row, runs, f"{path}, row {name}")
         return runs

@@ -23,7 +23,7 @@ from moe.streaming import block_losses
 
 COLUMNS = ["run", "seed", "snapshot", "step", "tokens", "split", "windows", "loss", "bits_per_byte", "perplexity"]
 COLUMNS += ["leaky_loss", "later_loss"]
-WINDOW_COLUMNS = ["snapshot", "window", "loss"]
+WINDOW_COLUMNS = ["snapshot", "split", "window", "loss"]
 
 
 @torch.no_grad()
@@ -61,13 +61,15 @@ def views(model: nn.Module, windows_BS1: Tensor) -> dict[str, list[float]]:
 def token_bytes(corpus: Corpus, split: str) -> np.ndarray:
     """UTF-8 bytes of text [V] that each token id stands for; the end of text stands for none.
 
-    Exact for byte-level tokenizers, whose tokens are spelled with a letter a byte; else each id counts as the mean.
+    Exact for byte-level tokenizers, whose tokens are spelled with a letter a byte; else (whole words) each id counts as
+    the mean.
     """
     tokenizer = corpus.tokenizer.tokenizer
     added = tokenizer.get_added_tokens_decoder()
     spelled = [tokenizer.id_to_token(token) or "" for token in range(corpus.vocabulary)]
     letters = set(byte_letters())
-    if all(set(word) <= letters for token, word in enumerate(spelled) if token not in added):
+    words = type(tokenizer.model).__name__ == "WordLevel"  # which may be spelled alike, but leave out their spaces
+    if not words and all(set(word) <= letters for token, word in enumerate(spelled) if token not in added):
         lengths = np.array([len(word) for word in spelled], dtype=np.float64)
         for token, word in added.items():
             lengths[token] = 0 if word.special else len(word.content.encode())
@@ -131,7 +133,8 @@ def validate(run: FinishedRun, *, split: str = "valid") -> tuple[list[dict], lis
             | means
             | {"bits_per_byte": float(nats / math.log(2) / size)}
         )
-        window_rows += [{"snapshot": snapshot, "window": i, "loss": one} for i, one in enumerate(losses)]
+        labels = {"snapshot": snapshot, "split": split}
+        window_rows += [labels | {"window": i, "loss": one} for i, one in enumerate(losses)]
     return rows, window_rows
 
 
@@ -147,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
         run = open_run(options.run, options.corpus, snapshots=options.snapshot, device=options.device)
         rows, window_rows = validate(run, split=options.split or "valid")
         if options.split is None and run.reads_streams:
-            rows += validate(run, split="test")[0]  # RMoE's tables print both
+            rows, window_rows = map(list.__add__, (rows, window_rows), validate(run, split="test"))  # RMoE prints both
         if options.windows_output:
             write_csv(options.windows_output, WINDOW_COLUMNS, window_rows)
         write_csv(options.output, COLUMNS, rows)

@@ -13,6 +13,7 @@ os.environ.update(PYTHONPATH=str(WORKFLOW), HF_HUB_OFFLINE="1", HF_DATASETS_OFFL
 
 from moe.claims import check_claims, files_judged, runs_judged
 from moe.figures import check_figures, files_drawn, select
+from moe.figures.inputs import files_of_metrics
 from moe.publish import GZIPPED, published_seeds
 from moe.tables import Tables
 

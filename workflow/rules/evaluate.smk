@@ -130,3 +130,26 @@ rule measure_speeds:
         # threads and allocator as of the trainings; Snakemake sets both variables to its cores, and torch heeds both
         "export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1; python -m moe.launch {resources.ranks} moe.benchmark.speeds {params.runs}"
         " --corpora results/corpora --rounds {params.rounds} --output {output} &> {log}"
+
+
+rule measure_costs:
+    """Seconds and memory of a training step of RMoE's routers, in turns; alone, so that nothing disturbs it."""
+    input:
+        done=[f"results/{SCALE}/runs/{row['run']}/seed-0/done.json" for row in runs_costed()],
+        corpora=sorted({f"results/corpora/{tables.spec(row['run'])['corpus']}/manifest.json" for row in runs_costed()}),
+    output:
+        "results/{scale}/cost.csv",
+    log:
+        "results/logs/{scale}/measure_costs.log",
+    conda:
+        "../../envs/train.yaml"
+    threads: CORES
+    resources:
+        ranks=config["ranks"],
+        gpu=max(GPUS, config["ranks"]) if GPUS else 0,
+    params:
+        runs=[f"results/{SCALE}/runs/{row['run']}/seed-0" for row in runs_costed()],
+        rounds=tables.scale.get("speed_rounds", 31),
+    shell:
+        "export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1; python -m moe.launch {resources.ranks} moe.benchmark.cost {params.runs}"
+        " --corpora results/corpora --rounds {params.rounds} --output {output} &> {log}"

@@ -12,7 +12,8 @@ def rows_shown(wildcards):
 
 def files_of_scale(names):
     """Files of the whole scale. Results may have been published without speeds: what was printed is shown then."""
-    names = [name for name in names if not PUBLISHED or name != "speed.csv" or Path(RESULTS, name).exists()]
+    timed = ("speed.csv", "cost.csv")
+    names = [name for name in names if not PUBLISHED or name not in timed or Path(RESULTS, name).exists()]
     return [f"{RESULTS}/{name}" for name in names]
 
 
@@ -25,6 +26,18 @@ def runs_timed():
         if row["router"] in ("topk", "relu") and row["setup"] in setups:
             found.setdefault((row["setup"], row["router"]), row)
     return [row for (setup, _), row in found.items() if {(setup, "topk"), (setup, "relu")} <= set(found)]
+
+
+def runs_costed():
+    """The runs whose cost a figure shows or a claim judges, and SMoE of their setups, which they are compared with."""
+    found = runs_judged([claim for claim in tables.claims if "cost.csv" in files_judged(claim)[1]], ROWS)
+    for figure in tables.figures:
+        words = [word for word in figure["y"].split() if "cost.csv" in files_of_metrics([word])[1]]
+        corpora = {word.rpartition(":")[0] for word in words}
+        found += [row for row in select(figure["runs"], ROWS) if corpora & {"", row["corpus"]}]
+    plain = {row["setup"]: row for row in reversed(ROWS) if row["router"] == "smoe"}
+    names = {row["run"] for row in found} | {plain[row["setup"]]["run"] for row in found if row["setup"] in plain}
+    return [row for row in ROWS if row["run"] in names]
 
 
 def inputs_of(row):

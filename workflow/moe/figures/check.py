@@ -88,13 +88,13 @@ def check_reported(row: dict, runs: list[dict], reported: Path, *, file, name) -
     except ValueError as error:
         problem = f"is {error}"
         raise wrong(file, name, "match", text(row, "match"), problem) from None
-    known = {key for run in runs for key in run} | {"snapshot"}
+    known = {key for run in runs for key in run} | {"snapshot", "split"}
     for column, source in match.items():
         if column not in columns:
             problem = "is no column of the reported file"
             raise wrong(file, name, "match", column, problem, sorted(columns))
         plain = not source.startswith("=") and "{" not in source
-        if plain and known > {"snapshot"} and source not in known | _options(runs):
+        if plain and known > {"snapshot", "split"} and source not in known | _options(runs):
             problem = "is neither a column of the runs nor, with = in front, a constant"
             raise wrong(file, name, "match", source, problem, sorted(known))
     return metrics
@@ -122,7 +122,11 @@ def _check_axes(row: dict, kind, runs: list[dict], printed: set[str], *, file, n
                 names = sorted({*runs[0], "snapshot"})
                 raise wrong(file, name, column, word, "is no column of the runs", names)
             if holds == "metrics":
-                check_metric(word, printed, file=file, name=name, column=column)
+                of, _, metric = word.rpartition(":")
+                corpora = {run["corpus"] for run in runs} if of else ()
+                if of and of not in corpora:
+                    raise wrong(file, name, column, of, "is the corpus of none of the runs", corpora)
+                check_metric(metric, printed, file=file, name=name, column=column)
     for word in text(row, "hue").split():
         if runs and word not in runs[0]:
             raise wrong(file, name, "hue", word, "is no column of the runs", sorted(runs[0]))

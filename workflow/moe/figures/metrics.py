@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from fnmatch import fnmatch
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from moe.figures import routing_metrics as routed
 from moe.figures import step_metrics as stepped
 from moe.figures.records import Record, snapshots_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LOCAL = "local_"  # how the tasks made from the corpus' own held-out text are named, never a benchmark
 
@@ -39,6 +42,8 @@ class Metric(NamedTuple):
     error: Callable[[Record, str], float | None] | None = None  # standard error of one seed's value
     of_scale: tuple[str, ...] = ()  # files of results/{scale} instead: then it is one value, however many seeds
     csv_only: bool = False  # a table has it in its CSV alone
+    split: str = ""  # of the text, where the reported files tell a validation number from a test number
+    of_windows: Callable[[Record, str], "pd.Series"] | None = None  # what it is the mean of, window by window
 
 
 def accuracies(record: Record, snapshot: str) -> dict[str, float]:
@@ -69,6 +74,20 @@ def _loss(column: str, header: str, printed: str = "", **options) -> Metric:
     return Metric(read, header, "nats/token", 3, printed, files=("validation.csv",), **options)
 
 
+def _of_stream(kind: str, split: str) -> Metric:
+    """Bits per character or perplexity of RMoE's small models, from the mean loss over one split."""
+    printed, header, unit = {"bpc": ("bpc", "BPC", "bits/char"), "perplexity": ("ppl", "perplexity", "")}[kind]
+    read, windows = (partial(of, kind, split) for of in (stepped.of_loss, stepped.windows_of_loss))
+    options = dict(files=VALIDATION, paired=("validation_windows.csv",), split=split, of_windows=windows)
+    return Metric(read, f"{split} {header}", unit, 3, printed, **options)
+
+
+def _cost(column: str, header: str, unit: str, decimals: int, printed: str = "", error: bool = False) -> Metric:
+    """What a run of RMoE's table 1 costs, measured beside the others' (results/{scale}/cost.csv)."""
+    read, spread = partial(routed.cost, column), routed.extra_time_error if error else None
+    return Metric(read, header, unit, decimals, printed, files=(), of_scale=("cost.csv",), error=spread)
+
+
 def _speed(phase: str, printed: str) -> Metric:
     read, error = partial(routed.speed, phase, "difference_percent"), partial(routed.speed_error, phase)
     return Metric(read, f"{phase} speed", "%", 2, printed, files=(), of_scale=("speed.csv",), error=error)
@@ -77,7 +96,13 @@ def _speed(phase: str, printed: str) -> Metric:
 VALIDATION, SCORES, SPEC = ("validation.csv",), ("scores.csv",), ("run.yaml",)
 PROBED, CHANGE = ("routing.csv",), ("run.yaml", "metrics.csv")
 METRICS = {
-    "valid_loss": _loss("loss", "validation loss", "valid_loss", paired=("validation_windows.csv",)),
+    "valid_loss": _loss(
+        "loss",
+        "validation loss",
+        "valid_loss",
+        paired=("validation_windows.csv",),
+        of_windows=partial(stepped.windows, "valid"),
+    ),
     "leaky_loss": _loss("leaky_loss", "loss routed as in training"),
     "later_loss": _loss("later_loss", "loss after the first segment"),
     "perplexity": Metric(partial(stepped.validation, "perplexity"), "perplexity", "", 2, "ppl", VALIDATION),
@@ -86,7 +111,22 @@ METRICS = {
     ),
     "mean_accuracy": Metric(partial(_mean, False), "mean", "%", 2, "average", SCORES, paired=("samples.csv",)),
     "local_mean_accuracy": Metric(partial(_mean, True), "local mean", "%", 2, "local_average", SCORES),
-    "parameters": Metric(stepped.parameters, "parameters", "million", 3, "params", ("done.json",)),
+    **{f"{split}_{kind}": _of_stream(kind, split) for kind in ("bpc", "perplexity") for split in ("valid", "test")},
+    "parameters": Metric(
+        partial(stepped.parameters, "parameters"), "parameters", "million", 3, "params", ("done.json",)
+    ),
+    "router_parameters": Metric(
+        partial(stepped.parameters, "router_parameters"),
+        "of the router",
+        "million",
+        3,
+        "router_params",
+        ("done.json",),
+    ),
+    "peak_memory": _cost("memory_gb", "peak memory", "GB", 3, "peak_memory"),
+    "seconds_per_1k": _cost("seconds_per_1k", "time", "s/1k steps", 1, "train_speed"),
+    "extra_memory": _cost("extra_memory_percent", "more memory than SMoE", "%", 2),
+    "extra_time": _cost("extra_time_percent", "slower than SMoE", "%", 2, error=True),
     "seconds_per_step": Metric(stepped.seconds_per_step, "time", "s/step", 3, "train_speed"),
     "memory": Metric(stepped.memory, "memory", "GB", 2, "memory"),
     "training_loss": Metric(stepped.training_loss, "training loss", "nats/token", 3),

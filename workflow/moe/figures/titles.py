@@ -11,6 +11,7 @@ SAID = {
     "alpha": "α = {}",
     "warmup_steps": "{} steps of warm-up",
     "tensor_parallel": "tensor parallel {}",
+    "reduced": "dimension {}",
 }
 BALANCED = {"yes": "with balancing", "no": "without balancing"}
 
@@ -39,8 +40,11 @@ def headline(spec: dict, scale: str) -> str:
     """ "Table 2 of ReMoE at scale laptop (not the paper's size)"; the scale `paper` is the paper's."""
     name = re.sub(r"^(table|figure|fig)(?=\d)", r"\1 ", spec["figure"])
     name = re.sub(r"^fig\b", "figure", name).replace("-", " ")
+    of = "of"
+    if name.startswith("extra "):
+        name, of = f"extra table ({name.removeprefix('extra ')})", "beyond"
     size = "" if scale == "paper" else " (not the paper's size)"
-    return f"{name[0].upper()}{name[1:]} of {PAPERS[spec['paper']]} at scale {scale}{size}"
+    return f"{name[0].upper()}{name[1:]} {of} {PAPERS[spec['paper']]} at scale {scale}{size}"
 
 
 def seeds_sentence(counts) -> str:
