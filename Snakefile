@@ -43,6 +43,7 @@ rule rmoe:
 
 onstart:
     hold_folder()
+    warm_up()
 
 
 onsuccess:

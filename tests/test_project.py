@@ -49,6 +49,9 @@ MAY_IMPORT = {
     "health": set(),
     "outcome": {"checkpoints"},
     "launch": set(),
+    "warm": {"launch"},
+    "freeze": {"matching", "tables"},
+    "draw": {"figures"},
     "train": {
         "accounting",
         "best",
@@ -89,6 +92,10 @@ HOMES = {
     "snakemake": set(),
 }
 WITHOUT_TORCH = {
+    "launch",
+    "warm",
+    "freeze",
+    "draw",
     "figures",
     "claims",
     "tables",

@@ -39,8 +39,9 @@ PLAIN_STEP = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 def init_ranks(device: torch.device) -> tuple[int, int]:
     """Join the process group that the launcher describes, or make one of a single rank; (rank, ranks)."""
-    # The shared-memory helper compiles for a minute at first use, and a killed job's lock would block every later one.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # The shared-memory helper compiles for a minute at first use, and a killed job's lock would block every later one;
+    # so it is not among what may be compiled, and DeepSpeed need not run a C compiler to find out what else is.
+    deepspeed.ops.__compatible_ops__ = {}
     backend = "nccl" if device.type == "cuda" else "gloo"
     if "WORLD_SIZE" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")

@@ -1,4 +1,5 @@
 # Tables, their checks, and the few helpers that the rules share.
+import json
 import os
 import sys
 from glob import glob
@@ -16,6 +17,7 @@ from moe.figures import check_figures, files_drawn, select
 from moe.figures.inputs import files_of_metrics
 from moe.publish import GZIPPED, published_seeds
 from moe.tables import Tables
+from moe.warm import start
 
 try:
     tables = Tables(dict(config), WORKFLOW / "schemas")
@@ -68,6 +70,12 @@ def hold_folder():
         folder_lock.acquire(timeout=0)
     except Timeout:
         sys.exit(f"error: another workflow is running in {Path.cwd()}; wait for it, or use another --directory")
+
+
+def warm_up():
+    """On one machine without a GPU the jobs are forked by a process that has imported what they need (moe.warm)."""
+    if workflow.local_exec and not GPUS and sys.platform == "linux":
+        start(".snakemake/warm.socket")
 
 
 def spec_of(wildcards):

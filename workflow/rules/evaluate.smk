@@ -18,7 +18,7 @@ rule validate:
         run=subpath(input.done, parent=True),
         corpus=subpath(input.corpus, parent=True),
     shell:
-        "OMP_NUM_THREADS=1 python -m moe.validate {params.run} {params.corpus} --output {output.validation}"
+        "OMP_NUM_THREADS=1 python -m moe.launch 1 moe.validate {params.run} {params.corpus} --output {output.validation}"
         " --windows-output {output.windows} &> {log}"
 
 
@@ -44,7 +44,7 @@ rule evaluate:
         corpus=subpath(input.corpus, parent=True),
         places=MIRROR + FETCHED,
     shell:
-        "OMP_NUM_THREADS=1 python -m moe.evaluate {params.run} {params.corpus} --output {output.scores}"
+        "OMP_NUM_THREADS=1 python -m moe.launch 1 moe.evaluate {params.run} {params.corpus} --output {output.scores}"
         " --samples {output.samples} {params.places:q} &> {log}"
 
 
@@ -68,7 +68,7 @@ rule probe:
         run=subpath(input.done, parent=True),
         corpus=subpath(input.corpus, parent=True),
     shell:
-        "OMP_NUM_THREADS=1 python -m moe.probe {params.run} {params.corpus} --output {params.run} &> {log}"
+        "OMP_NUM_THREADS=1 python -m moe.launch 1 moe.probe {params.run} {params.corpus} --output {params.run} &> {log}"
 
 
 rule probe_whole:
@@ -89,7 +89,7 @@ rule probe_whole:
         run=subpath(input.done, parent=True),
         corpus=subpath(input.corpus, parent=True),
     shell:
-        "OMP_NUM_THREADS=1 python -m moe.probe {params.run} {params.corpus} --output {params.run} --whole &> {log}"
+        "OMP_NUM_THREADS=1 python -m moe.launch 1 moe.probe {params.run} {params.corpus} --output {params.run} --whole &> {log}"
 
 
 rule describe:

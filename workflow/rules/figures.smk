@@ -1,4 +1,10 @@
 # Pictures, tables and verdicts, from the files of finished runs.
+DRAW = (
+    "python -m moe.launch 1 moe.draw {params.row:q} --scale {wildcards.scale} --reported {params.reported:q}"
+    " --results {params.results} --output {output} &> {log}"
+)
+
+
 rule draw_figure:
     """One row of figures.tsv as a picture, beside the numbers that it draws."""
     input:
@@ -19,13 +25,11 @@ rule draw_figure:
     conda:
         "../../envs/analysis.yaml"
     params:
-        spec=figure_spec,
-        scale=SCALE,
+        row=row_drawn,
         results=lambda wildcards: RESULTS,
-        runs=lambda wildcards: with_folders(rows_shown(wildcards)),
         reported=str(REPORTED),
-    script:
-        "../scripts/draw_figure.py"
+    shell:
+        DRAW
 
 
 rule draw_table:
@@ -48,13 +52,11 @@ rule draw_table:
     conda:
         "../../envs/analysis.yaml"
     params:
-        spec=figure_spec,
-        scale=SCALE,
+        row=row_drawn,
         results=lambda wildcards: RESULTS,
-        runs=lambda wildcards: with_folders(rows_shown(wildcards)),
         reported=str(REPORTED),
-    script:
-        "../scripts/draw_figure.py"
+    shell:
+        DRAW
 
 
 rule judge_claims:

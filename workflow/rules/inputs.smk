@@ -10,6 +10,11 @@ def rows_shown(wildcards):
     return select(figure_spec(wildcards)["runs"], ROWS)
 
 
+def row_drawn(wildcards):
+    """What moe.draw is given."""
+    return json.dumps({"spec": figure_spec(wildcards), "runs": with_folders(rows_shown(wildcards))})
+
+
 def files_of_scale(names):
     """Files of the whole scale. Results may have been published without speeds: what was printed is shown then."""
     timed = ("speed.csv", "cost.csv")

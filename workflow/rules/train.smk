@@ -23,9 +23,9 @@ rule freeze_run:
     conda:
         "../../envs/analysis.yaml"
     params:
-        spec=spec_of,
-    script:
-        "../scripts/freeze_run.py"
+        spec=lambda wildcards: json.dumps(spec_of(wildcards)),
+    shell:
+        "python -m moe.launch 1 moe.freeze {params.spec:q} {output} --matched {input.matched} &> {log}"
 
 
 rule train:
@@ -39,8 +39,6 @@ rule train:
         done="results/{scale}/runs/{run}/seed-{seed}/done.json",
     log:
         "results/logs/{scale}/train/{run}-{seed}.log",
-    benchmark:
-        "results/benchmarks/{scale}/train/{run}-{seed}.tsv"
     priority: turn
     conda:
         "../../envs/train.yaml"
