@@ -14,9 +14,9 @@ from moe.figures import draw, files_drawn, select
 from moe.figures.metrics import METRICS
 from moe.figures.records import records
 from moe.figures.reported import same
-from moe.routers import ROUTERS
+from moe.routers import ROUTERS, options_of
 from moe.routers.memory import GRU, LSTM, RNN, SharedProjector
-from moe.run_columns import shown_options
+from moe.run_columns import shown_memory
 
 ROWS = {row["figure"]: row for row in tables().figures if row["paper"] == "rmoe"}
 SMALL = ["table1", "table2", "table4", "table5", "table6"]
@@ -181,7 +181,8 @@ def test_a_figure_reads_no_other_files_than_it_declares(figure, made, tmp_path):
 def test_columns_of_the_memory_are_those_of_the_routers():
     cells = {GRU: "GRU", RNN: "RNN", LSTM: "LSTM"}
     for router, parts in ROUTERS.items():
-        memory, shown = parts.get("memory"), shown_options(router, {})
+        memory, shown = parts.get("memory"), shown_memory(router, {})
+        assert shown["state"] == options_of(router).get("state")
         cell = next((name for kind, name in cells.items() if memory and memory.cell_type is kind.cell_type), "none")
         assert (shown["cell"], shown["recurrent"]) == (cell, "no" if memory is None else "yes"), router
         assert (shown["projector"] == "S-proj") == (memory is SharedProjector)

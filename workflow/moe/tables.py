@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moe import table_checks
-from moe.run_columns import shown_options
+from moe.run_columns import shown_memory, shown_options
 from moe.table_checks import DENSE, check_match, check_row, check_schema, check_setup, pick
 from moe.table_files import load_yaml, parse_options, read_tsv
 
@@ -23,7 +23,7 @@ class Tables:
     """Everything that the tables say at one scale.
 
     runs: name -> row joined with the paper, size, corpus and layers of its setup, as the paper had them, and with
-    `shown_options`; figures, claims: rows in order.
+    what `run_columns` shows of it; figures, claims: rows in order.
     Raises ValueError naming file, row, column, value, what was expected and the nearest valid name.
     """
 
@@ -113,10 +113,9 @@ class Tables:
             row["options"] = parse_options(row["options"], f"{where}, column options")
             check_row(row, self.scaled[row["setup"]], where, self.config["ranks"])
             setup = self.setups[row["setup"]]
-            shown = shown_options(row["router"], row["options"]) | {
-                key: setup[key] for key in ("paper", "size", "corpus")
-            }
-            runs[row["run"]] = row | shown | {"layers": setup["model"]["layers"]}
+            shown = shown_options(row["router"], row["options"]) | shown_memory(row["router"], row["options"])
+            shown |= {key: setup[key] for key in ("paper", "size", "corpus")} | {"layers": setup["model"]["layers"]}
+            runs[row["run"]] = row | shown
         for name, row in runs.items():
             check_match(row, runs, f"{path}, row {name}")
         return runs

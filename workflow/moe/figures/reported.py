@@ -19,6 +19,7 @@ ALIASES = {
     "RMoE + NP + r-1.0": "RMoE-NP-r1.0",
     "RMoE + NP + r-0.5 + detach-r": "RMoE-NP-r0.5-detach-r",
     "RMoE + NP + r-1.0 + detach-r": "RMoE-NP-r1.0-detach-r",
+    "RandomMoE": "RandomSMoE",
     "wikitext103": "wikitext-103",
 }
 
