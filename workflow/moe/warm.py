@@ -26,7 +26,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
-from moe.launch import ALLOCATOR, STARTED, WARM, likeness
+from moe.launch import ALLOCATOR, SIGNALS, STARTED, WARM, likeness
 
 # module that may be run -> what it imports only once it runs
 COMMANDS = {
@@ -37,7 +37,7 @@ COMMANDS = {
     "moe.draw": ("moe.figures.style",),
     "moe.freeze": (),
 }
-ENDURED = {"python", "jemalloc_bg_thd"}  # threads: the main one, and one of pyarrow that minds forks itself
+ENDURED = "jemalloc_bg_thd"  # a thread of pyarrow's allocator, which minds forks itself
 LARGEST = 2**20  # bytes of a request
 
 ended: list[int | str | None] = []  # what the module of a child returned or exited with
@@ -76,28 +76,25 @@ class Warm:
     def __init__(self, listener: socket.socket):
         self.likeness, self.edited, self.before = likeness(), edited(), dict(os.environ)
         self.watched = selectors.PollSelector()  # an epoll would be shared with the children
-        self.listener = listener
         self.watched.register(0, selectors.EVENT_READ, self.end)
         self.watched.register(listener, selectors.EVENT_READ, self.accept)
         self.children: dict[socket.socket, int] = {}  # client -> a descriptor of its child's process
 
     def serve(self) -> dict:
         """Answer until a fork: its child returns with the request, and this process never does."""
-        while True:
-            for key, _ in self.watched.select():
+        request = None
+        while request is None:
+            for key, _ in self.watched.select()[:1]:  # one at a time: it may change what the others mean
                 request = key.data(key.fileobj)
-                if request is not None:
-                    return request
+        return request
 
     def end(self, owner: int) -> NoReturn:
-        """Kill what runs and end, since the owner is gone."""
-        for child in self.children.values():
-            signal.pidfd_send_signal(child, signal.SIGKILL)
+        """End since the owner is gone, and with this process its children."""
         os._exit(0)
 
     def accept(self, listener: socket.socket) -> None:
-        client, _ = listener.accept()
-        self.watched.register(client, selectors.EVENT_READ, self.begin)
+        """A client, which will say what it wants."""
+        self.watched.register(listener.accept()[0], selectors.EVENT_READ, self.begin)
 
     def begin(self, client: socket.socket) -> dict | None:
         """Fork a child for a client's request; the request in the child, None here."""
@@ -177,8 +174,9 @@ def load(module: str) -> str | None:
         return f"{module}: {error!r}"
     gc.collect()
     gc.freeze()  # so that no collection in a child touches, and so copies, what it shares with this process
-    threads = {task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")}
-    return f"threads {threads}" if threads - ENDURED else None
+    threads = [task for task in Path("/proc/self/task").iterdir() if task.name != str(os.getpid())]
+    names = {(task / "comm").read_text().strip() for task in threads} - {ENDURED}
+    return f"{module} has started threads: {', '.join(names)}" if names else None
 
 
 def become(request: dict, before: dict[str, str]) -> None:
@@ -186,9 +184,8 @@ def become(request: dict, before: dict[str, str]) -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: killed when the parent ends
     if os.getppid() != request["server"]:
         os._exit(1)
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (*SIGNALS, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     for place, stream in enumerate(request["streams"]):
         os.dup2(stream, place)
         os.close(stream)
@@ -202,7 +199,10 @@ def become(request: dict, before: dict[str, str]) -> None:
     tempfile.tempdir = None
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()  # else the same in every child; `random` sees to it itself
-    request["client"].send(STARTED)
+    try:
+        request["client"].send(STARTED)
+    except OSError:  # it has waited for too long, and gone on alone
+        os._exit(1)
     request["client"].close()
 
 
@@ -226,12 +226,7 @@ def leave_at_once() -> None:
 def main() -> None:
     atexit.register(leave_at_once)  # registered first, called last
     listener = socket.socket(fileno=int(sys.argv[1]))
-    for number in (
-        signal.SIGTERM,
-        signal.SIGUSR1,
-        signal.SIGHUP,
-        signal.SIGINT,
-    ):  # sent to the jobs, by way of their clients
+    for number in (*SIGNALS, signal.SIGHUP):  # are for the jobs, by way of their clients
         signal.signal(number, signal.SIG_IGN)
     os.close(os.pidfd_open(os.getpid()))  # a system without them ends here
     warm = Warm(listener)

@@ -1,5 +1,7 @@
 """Checks of config/figures.tsv when the workflow is read, before anything is trained."""
 
+import json
+from functools import cache
 from pathlib import Path
 
 from moe.figures.kinds import BACKBONE, KINDS, LAYERS, STEPS
@@ -23,30 +25,43 @@ def select(query: str, runs: list[dict], *, file=FILE, row="", column="runs") ->
     compared as numbers. Errors: ValueError naming file, row and column if it is no valid query, names an
     unknown column, or selects nothing.
     """
-    import pandas as pd
-
     if not query.strip():
         return []
-    frame = pd.DataFrame([{k: v for k, v in run.items() if k != "seeds"} for run in runs])
-    for name in frame.columns:
-        try:
-            frame[name] = pd.to_numeric(frame[name])
-        except (ValueError, TypeError):
-            frame[name] = frame[name].astype(str)
+    rows = [{k: v for k, v in run.items() if k != "seeds"} for run in runs]
+    known = [name for name in dict.fromkeys(name for run in rows for name in run) if name != "folder"]
     try:
-        # Without the dictionaries a query could name the variables of this module with @.
-        chosen = frame.query(query, engine="python", local_dict={}, global_dict={}).index
+        chosen = _places(query, json.dumps(rows))
     except NameError as error:
         name = str(error).split("'")[1] if "'" in str(error) else str(error)
-        known = [c for c in frame.columns if c != "folder"]
         problem = f"of the query {query!r} is no column of the runs"
         raise wrong(file, row, column, name, problem, known) from None
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise wrong(file, row, column, query, f"is no valid pandas query ({reason})") from None
-    if not len(chosen):
+    if not chosen:
         raise wrong(file, row, column, query, "selects no run of config/runs.tsv")
     return [runs[i] for i in chosen]
+
+
+@cache  # the tables ask the same of the same runs again and again
+def _places(query: str, runs: str) -> list[int]:
+    """The places of the runs that a query selects. runs: as JSON."""
+    # Without the dictionaries a query could name the variables of this module with @.
+    return list(_frame(runs).query(query, engine="python", local_dict={}, global_dict={}).index)
+
+
+@cache
+def _frame(runs: str):
+    """The runs, given as JSON, as a pandas frame whose columns are numbers or text."""
+    import pandas as pd
+
+    frame = pd.DataFrame(json.loads(runs))
+    for name in frame.columns:
+        try:
+            frame[name] = pd.to_numeric(frame[name])
+        except (ValueError, TypeError):
+            frame[name] = frame[name].astype(str)
+    return frame
 
 
 def check_figures(rows: list[dict], runs: list[dict], reported: Path, *, file=FILE) -> None:
