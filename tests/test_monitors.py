@@ -113,7 +113,12 @@ def span_model(router, seed=0):
 
 def batch(count=2):
     rows = torch.randint(257, (2 * count, SEQUENCE + 1), generator=torch.Generator().manual_seed(0))
-    return rows.split(2)
+    return [(row[:, :-1], row[:, 1:]) for row in rows.split(2)]
+
+
+def given(micro_batches, caches=None):
+    further = [{}] * len(micro_batches) if caches is None else [{"cache": cache} for cache in caches]
+    return [(*micro, more) for micro, more in zip(micro_batches, further, strict=True)]
 
 
 def pull_of(model, **options):
@@ -124,9 +129,9 @@ def pull_of(model, **options):
 def test_the_gradient_is_that_of_the_training_step(router):
     """Two micro-batches of a model with dropout and a cache: backward as the training goes gives the same norms."""
     model, caches = span_model(router), [[torch.randn(2, 8, 16) for _ in range(2)] for _ in range(2)]
-    memories, before = [{"cache": cache} for cache in caches], [list(cache) for cache in caches]
+    before = [list(cache) for cache in caches]
     torch.manual_seed(3)
-    found = pull_of(model).before_step(1, batch(), memories)
+    found = pull_of(model).before_step(1, given(batch(), caches))
     for cache, kept in zip(caches, before, strict=True):
         assert all(one is other for one, other in zip(cache, kept, strict=True))
     weights = list(model.router.parameters())
@@ -134,9 +139,9 @@ def test_the_gradient_is_that_of_the_training_step(router):
     for both in (True, False):
         torch.manual_seed(3)
         model.zero_grad()
-        for tokens, kept in zip(batch(), before, strict=True):
+        for (inputs, targets), kept in zip(batch(), before, strict=True):
             routings = []
-            loss, router_loss = model(tokens[:, :-1], tokens[:, 1:], routings=routings, cache=list(kept))
+            loss, router_loss = model(inputs, targets, routings=routings, cache=list(kept))
             ((loss + router_loss if both else loss) / 2).backward()
             counts = counts + torch.stack([(routing.gates_TE > 0).sum(0) for routing in routings])
         norms.append(torch.cat([w.grad.flatten() for w in weights if w.grad is not None]).norm().item())
@@ -149,14 +154,13 @@ def test_the_gradient_is_that_of_the_training_step(router):
 @pytest.mark.parametrize("router", [name for name in ROUTERS if name not in ("hash", "random-smoe")])
 def test_measuring_the_gradient_leaves_everything_as_it_was(router):
     model = tiny_model(router).train()
-    tokens = batch(1)[0]
-    model(tokens[:, :-1], tokens[:, 1:])
+    model(*batch(1)[0])
     counts, seen = model.router.active_LE.clone(), list(model.router.tokens_L)
     state = {name: part.clone() if torch.is_tensor(part) else part for name, part in model.state_dict().items()}
     torch.manual_seed(4)
     expected = torch.rand(3)
     torch.manual_seed(4)
-    found = pull_of(model).before_step(1, (tokens,), [{}])
+    found = pull_of(model).before_step(1, given(batch(1)))
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(model.router.active_LE, counts) and model.router.tokens_L == seen
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -168,7 +172,7 @@ def test_measuring_the_gradient_leaves_everything_as_it_was(router):
 @pytest.mark.parametrize("router", ["none", "hash", "random-smoe"])
 def test_a_router_without_weights_has_no_gradient(router):
     pull = pull_of(tiny_model(router))
-    assert pull.at == set() and pull.before_step(1, batch(1), [{}]) == {}
+    assert pull.at == set() and pull.before_step(1, given(batch(1))) == {}
 
 
 def test_activation_checkpointing_changes_no_measured_gradient():
@@ -177,5 +181,5 @@ def test_activation_checkpointing_changes_no_measured_gradient():
         model = span_model("rmoe")
         model.checkpointing = checkpointing
         torch.manual_seed(1)
-        found.append(pull_of(model).before_step(1, batch(), [{}, {}]))
+        found.append(pull_of(model).before_step(1, given(batch())))
     assert found[0] == pytest.approx(found[1], rel=1e-5)

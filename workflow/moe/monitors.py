@@ -6,7 +6,7 @@ Letters: B windows, S tokens of a window, T = B·S, E experts, L layers.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
@@ -113,22 +113,22 @@ class RouterPull:
         self.weights = [] if router is None else [p for p in router.parameters() if p.requires_grad]
         self.at = {step for window in windows(points, steps, length) for step in window} if self.weights else set()
 
-    def before_step(self, step: int, micro_batches: tuple[Tensor, ...], memories: list[dict]) -> dict[str, float]:
+    def before_step(self, step: int, micro_batches: Iterable[tuple]) -> dict[str, float]:
         """Norms of the gradient of all trainable router weights by the whole loss and by the language model's alone.
 
-        micro_batches: tokens [B, S + 1] each, with the further arguments of their forward passes. Nothing is measured
+        micro_batches: (inputs [B, S], targets [B, S], further arguments of the forward pass) each. Nothing is measured
         in other steps. Every rank must call it.
         """
         if step not in self.at:
             return {}
-        return undisturbed(self.model, lambda: self._measure(micro_batches, memories))
+        return undisturbed(self.model, lambda: self._measure(list(micro_batches)))
 
-    def _measure(self, micro_batches: tuple[Tensor, ...], memories: list[dict]) -> dict[str, float]:
+    def _measure(self, micro_batches: list[tuple]) -> dict[str, float]:
         counts_LE, by_loss = 0, [0, 0]  # of the language model, of the router
-        for tokens_BS, memory in zip(micro_batches, memories, strict=True):
+        for inputs_BS, targets_BS, further, *_ in micro_batches:
             routings: list = []
-            remembered = {name: list(cache) for name, cache in memory.items()}
-            losses = self.model(tokens_BS[:, :-1], tokens_BS[:, 1:], routings=routings, **remembered)
+            kept = {name: list(value) if isinstance(value, list) else value for name, value in further.items()}
+            losses = self.model(inputs_BS, targets_BS, routings=routings, **kept)  # it replaces what a list remembers
             for which, loss in enumerate(losses):
                 by_loss[which] = by_loss[which] + self._gradient(loss) / len(micro_batches)
             counts_LE = counts_LE + torch.stack([(routing.gates_TE > 0).sum(0) for routing in routings])

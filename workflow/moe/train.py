@@ -164,7 +164,8 @@ class Training:
         memories = self.memories.before(step)
         losses, micro_batches = [], tokens_BS.split(self.micro_batch)
         paused = time.perf_counter()
-        measured = self.pull.before_step(step + 1, micro_batches, memories)
+        further = zip(micro_batches, memories, strict=True)
+        measured = self.pull.before_step(step + 1, ((m[:, :-1], m[:, 1:], memory) for m, memory in further))
         began += time.perf_counter() - paused  # a step's seconds are those of the training
         self.model.train()
         for micro_BS, memory in zip(micro_batches, memories, strict=True):
