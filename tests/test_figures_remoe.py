@@ -227,6 +227,7 @@ def test_options_shown_are_those_of_the_routers():
         "lambda_0": 1e-8,
         "alpha": 1.5,
         "warmup_steps": None,
+        "reduced": None,
         "balanced": "yes",
     }
     assert set(shown_options("hash", {}).values()) == {None, ""}

@@ -205,8 +205,9 @@ def test_what_is_measured_does_not_depend_on_how_the_work_is_split(ranks, change
     whole = measured(trained(write_spec(tmp_path / "one", "smoe", **WATCHED), corpus))
     split = measured(trained(write_spec(tmp_path / "other", "smoe", **(WATCHED | change)), corpus, ranks))
     for name in MEASURED:
-        loose = 0.02 if name.startswith("router") else 2e-3  # the balance loss, and so the training, is by micro-batch
-        assert split[name] == pytest.approx(whole[name], rel=loose, abs=1e-6), name
+        # the balance loss, and so the training, is by micro-batch; of 256 assignments a near tie may go the other way
+        loose = {"rel": 0.02} if name.startswith("router") else {"rel": 2e-3, "abs": 0.01 if "drop" in name else 1e-6}
+        assert split[name] == pytest.approx(whole[name], **loose), name
 
 
 def test_usr1_checkpoints_and_asks_to_be_requeued(corpus, tmp_path):

@@ -7,15 +7,17 @@ from typing import Any
 SHOWN_OPTIONS = {
     "relu": {"lambda_0": 1e-8, "alpha": 1.2, "balance": True},
     "topk": {"warmup_steps": 0, "balance": 1e-2},
+    "xmoe": {"reduced": 16},
+    "rmoe-xmoe": {"reduced": 16},
 }
 
 
 def shown_options(router: str, options: dict[str, Any]) -> dict[str, Any]:
-    """lambda_0, alpha, warmup_steps (None where the router has no such option) and balanced ("yes", "no" or "").
+    """lambda_0, alpha, warmup_steps, reduced (None for routers without it) and balanced ("yes", "no" or "").
 
     They are the paper's numbers, before a scale divides any of them.
     """
     known = SHOWN_OPTIONS.get(router, {})
     filled = known | {key: value for key, value in options.items() if key in known}
-    balanced = ("yes" if filled["balance"] else "no") if filled else ""
-    return {key: filled.get(key) for key in ("lambda_0", "alpha", "warmup_steps")} | {"balanced": balanced}
+    balanced = ("yes" if filled["balance"] else "no") if "balance" in filled else ""
+    return {key: filled.get(key) for key in ("lambda_0", "alpha", "warmup_steps", "reduced")} | {"balanced": balanced}

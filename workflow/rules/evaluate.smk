@@ -102,6 +102,7 @@ rule describe:
         backbones="results/{scale}/backbones.csv",
         gates="results/{scale}/gate_functions.csv",
         example="results/{scale}/routing_example.csv",
+        recurrent="results/{scale}/recurrent_example.csv",
     log:
         "results/logs/{scale}/describe.log",
     conda:

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,15 @@ import yaml
 from moe.wrong import wrong
 
 FACTORS = {"k": 1e3, "M": 1e6, "B": 1e9}  # of sizes as printed
+# What RMoE calls by several names, in one of its tables or another -> our label.
+ALIASES = {
+    "RMoE + NP": "RMoE-NP",
+    "RMoE + NP + r-0.5": "RMoE-NP-r0.5",
+    "RMoE + NP + r-1.0": "RMoE-NP-r1.0",
+    "RandomMoE": "RandomSMoE",
+    "linear": "SMoE",
+    "rnn": "RMoE",
+}
 
 
 class Printed(NamedTuple):
@@ -61,13 +71,16 @@ def attributes(run: dict, snapshot: str = "") -> dict:
 
 
 def same(printed: str, ours) -> bool:
-    """Equal as numbers where both are numbers (1e-8 and 0.00000001), otherwise as text (Dense×8 is Densex8)."""
+    """Equal as numbers where both are numbers (1e-8 and 0.00000001), otherwise as text (Dense×8 is Densex8).
+
+    Of several printed names for one thing (ALIASES) each is equal to ours.
+    """
     if isinstance(ours, bool):
         ours = "yes" if ours else "no"
     try:
         return math.isclose(float(printed), float(ours), rel_tol=1e-9)
     except (TypeError, ValueError):
-        return str(printed).replace("×", "x") == str(ours).replace("×", "x")
+        return ALIASES.get(str(printed), str(printed)).replace("×", "x") == str(ours).replace("×", "x")
 
 
 def number(value) -> float:
@@ -88,18 +101,28 @@ def resolve(source: str, values: dict):
     return values.get(source)
 
 
-def find(pages: list[list[dict]], match: dict, values: dict, metric: str) -> Printed | None:
+def find(
+    pages: list[list[dict]],
+    match: dict,
+    values: dict,
+    metric: str,
+    combine: Callable[[list[dict]], float] | None = None,
+) -> Printed | None:
     """The number printed for one metric of one run, or None.
 
     A column named in `match` that a file lacks does not restrict that file, and an empty cell fits any
     run (table 3 of RMoE prints a speed once for both token counts); where some rows fit exactly, those
-    count. Errors: ValueError if what fits are different numbers.
+    count. combine: makes one number of the rows where the paper prints many, of single layers. Errors: ValueError if
+    what fits are different numbers otherwise.
     """
     for rows in pages:
         fits = _fitting(rows, {"metric": f"={metric}", **match}, values)
         if fits:
             best = min(loose for loose, _ in fits)
             rows = [row for loose, row in fits if loose == best]
+            if combine is not None:
+                value = combine(rows)
+                return _printed(rows[0])._replace(value=value, text=f"{value:.3f}")
             if len({row["value"] for row in rows}) > 1:
                 some = ", ".join(row["value"] for row in rows[:4])
                 raise ValueError(f"{metric} fits several printed numbers ({some}): match more columns")
