@@ -5,14 +5,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from made_probes import UNEVEN
-from made_results import REPORTED, make_results, tables
+from made_results import REPORTED, ROOT, make_results, tables
 
+from test_training import corpus, trained  # noqa: F401 (a fixture)
+
+from moe import probe
 from moe.claims import judge
 from moe.describe import recurrent_example
 from moe.figures import draw, files_drawn, select
 from moe.figures.metrics import METRICS
 from moe.figures.records import records
+from moe.tables import Tables
 
 PROBES = ["table8", "table11", "fig1", "fig3", "fig4", "fig5", "fig6", "fig7", "fig8", "fig9", "fig10", "fig11"]
 PROBES += ["fig12", "fig13"]
@@ -191,3 +196,56 @@ def test_the_papers_own_numbers_support_its_claims(made, tmp_path):
     first = shown[shown["metric"] == "mutual_information"].iloc[0]
     assert float(first["reported_left"]) == pytest.approx(page["RMoE"], abs=1e-3)
     assert float(first["reported_right"]) == pytest.approx(page["RMoE-NP"], abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def smoke(corpus, tmp_path_factory):  # noqa: F811
+    """Four runs as scale smoke trains and probes them: the large ones with their monitors on, two small ones."""
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    own = Tables(config | {"tables": str(ROOT / "config"), "scale": "smoke"}, ROOT / "workflow/schemas")
+    results, runs = tmp_path_factory.mktemp("smoke"), []
+    for name in (
+        "rmoe-900m-rmoe-p128",
+        "rmoe-15b-120b-rmoe",
+        "rmoe-enwik8-medium-rmoe",
+        "rmoe-enwik8-medium-cosine-moe",
+    ):
+        folder = results / "runs" / name / "seed-0"
+        folder.mkdir(parents=True)
+        (folder / "run.yaml").write_text(yaml.safe_dump(own.spec(name)))
+        trained(folder, corpus)
+        assert probe.main([str(folder), str(corpus), "--output", str(folder)]) == 0
+        pd.DataFrame({"snapshot": ["last"], "step": [1]}).to_csv(folder / "validation.csv", index=False)
+        runs.append(own.runs[name] | {"folder": str(folder.parent)})
+    return runs, results
+
+
+def of_smoke(figure, names, smoke, folder):
+    runs, results = smoke
+    chosen = [run for run in runs if run["run"] in names]
+    options = dict(scale="smoke", reported=REPORTED, results=results)
+    draw(
+        ROWS[figure], chosen, outputs=[folder / "a.csv", folder / ("a.md" if "table" in figure else "a.svg")], **options
+    )
+    return pd.read_csv(folder / "a.csv")
+
+
+@pytest.mark.slow
+def test_a_training_at_scale_smoke_is_watched_and_probed(smoke, tmp_path):
+    table = of_smoke("table11", ["rmoe-15b-120b-rmoe"], smoke, tmp_path).set_index(["row", "column"])
+    measured = table["measured"].unstack()
+    assert len(measured) == 7 and (measured[["router_gradient", "router_gradient_lm"]] > 0).all(axis=None)
+    assert measured["drop_ratio"].between(0, 100).all() and set(measured["steps_here"]) == {2}
+    assert (measured["router_gradient"] != measured["router_gradient_lm"]).all()
+    data = of_smoke("fig5", ["rmoe-900m-rmoe-p128"], smoke, tmp_path)
+    assert len(set(data["step"])) == 10 and data["similarity"].between(0.05, 3).all()
+    small = ["rmoe-enwik8-medium-rmoe", "rmoe-enwik8-medium-cosine-moe"]
+    for figure in ("fig6", "fig12", "fig8"):
+        assert set(of_smoke(figure, small, smoke, tmp_path)["run"]) == set(small)
+    for name in small:
+        folder = smoke[1] / "runs" / name / "seed-0"
+        start, end = (pd.read_csv(folder / "weights.csv")[column] for column in ("initial_norm", "norm"))
+        assert (start > 0).all() and not np.allclose(start, end)  # training moved the map to the scores
+        sizes = [(folder / file).stat().st_size for file in ("score_statistics.csv", "score_entropy.csv")]
+        sizes += [(folder / file).stat().st_size for file in ("mutual_information.csv", "weights.csv")]
+        assert sum(sizes) < 20_000

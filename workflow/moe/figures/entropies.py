@@ -24,7 +24,7 @@ def entropy_violins(spec, runs, *, scale, reported, results) -> Picture:
     groups = panels_of(text(spec, "x").split(), runs)
     most = max(map(len, groups))
     options = {"width_ratios": [len(group) + 0.6 for group in groups], "sharey": True}
-    figure, axes = panels(1, len(groups), width=max(5.0, 1.1 + 0.85 * sum(map(len, groups))), height=3.6, **options)
+    figure, axes = panels(1, len(groups), width=max(5.0, 1.1 + 0.85 * sum(map(len, groups))), height=4.2, **options)
     inks = dict(zip([run["run"] for run in runs], colours(runs), strict=True))
     frames = {run["run"]: _measured(run, called(hue, run)) for run in runs}
     for axis, group in zip(axes[0], groups, strict=True):

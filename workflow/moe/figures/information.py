@@ -16,7 +16,7 @@ ACROSS = 3  # panels of a row
 
 
 def information_maps(spec, runs, *, scale, reported, results) -> Picture:
-    """Mutual information of each pair of layers below the diagonal, a panel a run; below it the paper's, if printed.
+    """Mutual information of each pair of layers below the diagonal, a panel a run; under it the paper's, if printed.
 
     Mean over seeds. The CSV has every pair, its interval over seeds, and the printed number of the pair of that name.
     """
@@ -26,9 +26,8 @@ def information_maps(spec, runs, *, scale, reported, results) -> Picture:
     across = min(ACROSS, len(runs))
     blocks = [runs[start : start + across] for start in range(0, len(runs), across)]
     lines = [(kind, block) for block in blocks for kind in kinds]
-    figure, axes = panels(len(lines), across, width=2.5 * across + 0.8, height=2.2 * len(lines))
-    most = {kind: data[kind].max() for kind in kinds}
-    images = {}
+    figure, axes = panels(len(lines), across, width=2.5 * across + 0.8, height=2.4 * len(lines))
+    most = max(data[kind].max() for kind in kinds)
     for row, (kind, block) in enumerate(lines):
         for column in range(across):
             axis = axes[row, column]
@@ -37,11 +36,9 @@ def information_maps(spec, runs, *, scale, reported, results) -> Picture:
                 continue
             whose = "ours" if kind == "measured" else "the paper's"
             values = data[data["run"] == block[column]["run"]]
-            images[kind] = _map(axis, values, kind, most[kind])
+            image = _map(axis, values, kind, most)
             axis.set_title(f"{called(['label'], block[column])}, {whose}")
-    for kind, image in images.items():
-        rows = [axes[row] for row, (shown, _) in enumerate(lines) if shown == kind]
-        figure.colorbar(image, ax=np.concatenate(rows).tolist(), label="nats", shrink=0.7)
+    figure.colorbar(image, ax=axes.ravel().tolist(), label="nats", shrink=min(1.0, 2 / len(lines)))
     counted = records(runs[0])[0].read("mutual_information.csv")["tokens"].iloc[0]
     notes = ["Rows and columns: layers, from 0.", f"Mean over {counted:,} tokens of test text."]
     notes += [seeds_sentence(data["seeds"].dropna().astype(int)), text(spec, "caption")]

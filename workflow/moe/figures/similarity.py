@@ -2,13 +2,14 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from moe.figures.check import text
 from moe.figures.groups import panels_of
 from moe.figures.intervals import mean_interval
 from moe.figures.probe_metrics import layer_weights, similarities
 from moe.figures.records import records, total_experts
-from moe.figures.style import BLACK, Picture, colours, counts, panels, short
+from moe.figures.style import BLACK, Picture, colours, panels, short
 from moe.figures.titles import called, headline, seeds_sentence
 
 MATRICES = {"decoder": 3, "span": 2}  # of an expert: with SwiGLU, and in RMoE's small model
@@ -76,7 +77,7 @@ def similarity_by_layer(spec, runs, *, scale, reported, results) -> Picture:
     hue = (text(spec, "hue") or "label").split()
     data = pd.concat([_by_layer(run) for run in runs], ignore_index=True)
     inks = dict(zip([run["run"] for run in runs], colours(runs), strict=True))
-    figure, axes = panels(1, len(groups), width=3.9 * len(groups) + 0.6, height=3.5, sharey=True)
+    figure, axes = panels(1, len(groups), width=3.9 * len(groups) + 0.6, height=4.0, sharey=True)
     for axis, group in zip(axes[0], groups, strict=True):
         for run in group:
             each = data[data["run"] == run["run"]]
@@ -86,7 +87,7 @@ def similarity_by_layer(spec, runs, *, scale, reported, results) -> Picture:
         random = layer_weights(records(group[0])[0])["similarity_of_random"].iloc[0]
         axis.axhline(random, color=BLACK, linestyle="--", linewidth=0.9)
         axis.set(xlabel="layer", xticks=sorted(set(data["layer"])))
-        axis.legend(fontsize=7)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize=7)
     axes[0, 0].set_ylabel("similarity of the experts")
     notes = ["Dashed: random experts.", seeds_sentence(data["seeds"]), text(spec, "caption")]
     return Picture(figure, data, headline(spec, scale), text(spec, "title"), [" ".join(notes)])
@@ -127,7 +128,7 @@ def router_weights(spec, runs, *, scale, reported, results) -> Picture:
                 axis.plot(each["layer"], each[f"initial_{column}"], color=ink, linestyle=":", linewidth=1)
         for axis, (_, name) in zip(axes[row], columns.items(), strict=True):
             axis.set(title=f"{size}: {name}", ylim=(0, None))
-            counts(axis)
+            axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for axis in axes[-1]:
         axis.set_xlabel("layer")
     axes[0, 1].legend(bbox_to_anchor=(1.02, 1), loc="upper left")
