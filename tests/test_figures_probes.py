@@ -8,7 +8,6 @@ import pytest
 import yaml
 from made_probes import UNEVEN
 from made_results import REPORTED, ROOT, make_results, tables
-
 from test_training import corpus, trained  # noqa: F401 (a fixture)
 
 from moe import probe

@@ -26,7 +26,7 @@ def information_maps(spec, runs, *, scale, reported, results) -> Picture:
     across = min(ACROSS, len(runs))
     blocks = [runs[start : start + across] for start in range(0, len(runs), across)]
     lines = [(kind, block) for block in blocks for kind in kinds]
-    figure, axes = panels(len(lines), across, width=2.5 * across + 0.8, height=2.4 * len(lines))
+    figure, axes = panels(len(lines), across, width=2.5 * across + 0.8, height=0.6 + 2.4 * len(lines))
     most = max(data[kind].max() for kind in kinds)
     for row, (kind, block) in enumerate(lines):
         for column in range(across):

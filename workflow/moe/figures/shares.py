@@ -98,7 +98,7 @@ def selection_frequencies(spec, runs, *, scale, reported, results) -> Picture:
     wide = {run["run"]: frequencies(records(run)[0]) for run in runs}
     rows = -(-len(runs) // across)
     layers = max(map(len, wide.values()))
-    figure, axes = panels(rows, across, width=2.3 * across + 0.8, height=(0.7 + 0.17 * layers) * rows + 0.5)
+    figure, axes = panels(rows, across, width=2.3 * across + 0.8, height=max(1.6, 0.8 + 0.17 * layers) * rows + 0.8)
     most = max(frame.to_numpy().max() for frame in wide.values())
     for axis in axes.flat[len(runs) :]:
         axis.set_axis_off()
