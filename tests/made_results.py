@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
+from made_probes import ENTROPY, watched, write_probes
 
+from moe.describe import recurrent_example
 from moe.figures import select
 from moe.figures.reported import attributes, find, load, parse_match, stems
 from moe.tables import Tables
@@ -24,6 +26,7 @@ PRINTED_TASKS = ["arc_challenge", "arc_easy", "boolq", "hellaswag", "lambada", "
 HARNESS = {"lambada": "lambada_openai"}
 DOMAINS = ["python", "cpp", "prose", "examples"]
 PROBED = ["remoe-182m-relu", "remoe-182m-topk", "remoe-182m-relu-unbalanced", "remoe-182m-topk-unbalanced"]
+PROBED_SETUPS = ["rmoe-enwik8-medium"] + [f"rmoe-enwik8-depth{depth}" for depth in (12, 18, 24, 32)]
 UNPRINTED = {"hash": 1.99, "lory": 1.98, "sparsemixer-v2": 1.96, "expert-choice": 1.95}  # losses
 UNPRINTED |= {"topk": 1.97, "relu": 1.94}  # without balancing
 UNPRINTED |= {"rmoe": 1.95, "rmoe-relu": 1.93}  # tried by neither paper
@@ -132,7 +135,10 @@ def make_run(
         rng = np.random.default_rng(1000 + seed)  # the same text for every run: windows are paired
         place = home / f"seed-{seed}"
         place.mkdir(parents=True)
-        _metrics(run, seed, steps, shift + 2.1 - loss, settled, rng).to_csv(place / "metrics.csv", index=False)
+        metrics = _metrics(run, seed, steps, shift + 2.1 - loss, settled, rng)
+        if run["paper"] == "rmoe":
+            metrics = metrics.assign(**watched(run, tables().spec(run["run"])["training"] | {"steps": steps}, seed))
+        metrics.to_csv(place / "metrics.csv", index=False)
         of_splits = {"valid": loss - shift} | ({} if test_loss is None else {"test": test_loss - shift})
         _validation(run, seed, steps, of_splits, snapshots, rng, place)
         _scores(run, seed, snapshots, tasks, shift, scores or {}, rng, place)
@@ -145,6 +151,8 @@ def make_run(
             (place / "run.yaml").write_text(yaml.safe_dump(spec))
         if run["run"] in PROBED:
             _probed(run, seed, place)
+        elif run["setup"] in PROBED_SETUPS and run["router"] in ENTROPY:
+            write_probes(run, seed, place)
     return {**run, "folder": str(home)}
 
 
@@ -262,13 +270,16 @@ def remoe(router: str, label: str, experts: int = 8) -> dict:
     return row | {"label": label, "experts": experts, "top_k": 1}
 
 
-def make_results(folder: Path, *, seeds=(0,), steps=300, benchmarks=False) -> list[dict]:
+def make_results(folder: Path, *, seeds=(0,), steps=300, benchmarks=False, paper="") -> list[dict]:
     """Every run of runs.tsv and the files of the scale; returns the rows of the runs.
 
     benchmarks: with the paper's tasks, scored as printed; else the local tasks alone, as without any data of theirs.
+    paper: only the runs of one.
     """
     runs = []
     for run in rows():
+        if paper not in ("", run["paper"]):
+            continue
         snapshots = tuple(tables().setups[run["setup"]]["snapshots"])
         options = {"steps": steps}
         if run["paper"] == "remoe":
@@ -282,6 +293,9 @@ def make_results(folder: Path, *, seeds=(0,), steps=300, benchmarks=False) -> li
             options |= {"loss": losses["valid"], "test_loss": losses["test"]}
         else:
             options["shift"] = 0.05 if run["router"] == "rmoe" else 0.0
+            training = tables().spec(run["run"])["training"]
+            if training.get("similarity_points") or training.get("gradient_points"):
+                options["steps"] = training["steps"]
         runs.append(make_run(folder, run, seeds=seeds, snapshots=snapshots, **options))
     _scale_files(folder)
     return runs
@@ -341,3 +355,4 @@ def _scale_files(folder: Path) -> None:
         for e in range(3)
     ]
     pd.DataFrame(example).to_csv(folder / "routing_example.csv", index=False)
+    pd.DataFrame(recurrent_example()).to_csv(folder / "recurrent_example.csv", index=False)

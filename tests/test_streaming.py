@@ -106,6 +106,16 @@ def test_a_killed_training_goes_on_to_the_bit_with_what_it_remembered(undisturbe
     assert_same_to_the_bit(undisturbed, folder)
 
 
+def test_measuring_experts_and_gradients_leaves_what_is_remembered_alone(undisturbed, corpus, tmp_path):
+    folder = write_spec(tmp_path / "watched", similarity_points=4, gradient_points=[0.1, 1.0], gradient_steps=3)
+    rows = numbers(trained(folder, corpus))
+    for plain, watched in zip(numbers(undisturbed), rows, strict=True):
+        assert {key: watched[key] for key in plain} == plain  # with dropout, and a cache from step to step
+    assert [int(row["step"]) for row in rows if row["router_gradient"]] == [1, 2, 3, 10, 11, 12]
+    last = rows[-1]
+    assert 0 < float(last["router_gradient"]) != float(last["router_gradient_lm"]) > 0
+
+
 def test_micro_batches_and_ranks_change_rounding_alone(corpus, tmp_path):
     options = dict(learning_rate=5e-3, final_learning_rate=5e-3, steps=6)
     model = dict(dropout=0.0)  # drawn for each micro-batch

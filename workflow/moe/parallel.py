@@ -169,6 +169,13 @@ class ParallelExperts(MoE):
         """This rank's experts."""
         return self.deepspeed_moe.experts.deepspeed_experts[0]
 
+    def mean_vectors(self) -> Tensor:
+        """As Experts.mean_vectors, of the experts of all ranks of the group, in their order."""
+        mine = self.stack.mean_vectors().contiguous()
+        shares = [torch.empty_like(mine) for _ in range(self.ep_size)]
+        dist.all_gather(shares, mine, group=self.deepspeed_moe.ep_group)
+        return torch.cat(shares, 1)
+
     def forward(self, x_TD: Tensor, gates_TE: Tensor, segments: list[int] | None = None) -> Tensor:
         """As Experts.forward, over the experts of all ranks of the group."""
         group, ranks = self.deepspeed_moe.ep_group, self.ep_size

@@ -23,7 +23,7 @@ from moe.best import Best, best_of
 from moe.command_line import Tee, exit_code
 from moe.data import Corpus, Streams, Windows
 from moe.health import Health
-from moe.monitors import Flips
+from moe.monitors import Flips, RouterPull, Similarity
 from moe.outcome import write_outcome
 from moe.parallel import build_engine, end_rank, gathered_state, init_ranks, spread_experts
 from moe.records import StepRecord, progress
@@ -84,6 +84,10 @@ class Training:
         self.memories = Memories(self.batches, settings["batch"] // (self.micro_batch * self.ranks))
         sequence, windows = settings["sequence"], settings.get("flip_windows", 4)
         self.flips = Flips(self.model, corpus, sequence=sequence, windows=windows, every=settings.get("flip_every", 0))
+        steps, points = settings["steps"], settings.get("similarity_points", 0)
+        self.similarity = Similarity(self.model, points=points, steps=steps)
+        points, length = settings.get("gradient_points", []), settings.get("gradient_steps", 100)
+        self.pull = RouterPull(self.model, points=points, length=length, steps=steps, ranks=self.ranks)
         self.validate = validation_of(self.model, corpus, settings, self.micro_batch, self.rank, self.ranks)
         self.best = Best(self._snapshot_path("best").parent) if settings.get("keep", "last") == "best" else None
         self.health = Health(self.model, spec["model"]["router"]["name"], where=str(folder))
@@ -118,7 +122,7 @@ class Training:
         for step in range(start, steps):
             self.flips.before_step(step + 1)
             row = self._step(step)
-            row |= self.flips.after_step(step + 1)
+            row |= self.flips.after_step(step + 1) | self.similarity.after_step(step + 1)
             if (step + 1) % self.settings["validate_every"] == 0 or step + 1 == steps:
                 row["valid_loss"] = self.validate(step // self.settings["validate_every"])
                 if self.best is not None:
@@ -158,8 +162,12 @@ class Training:
         torch.manual_seed((spec["seed"] * 1_000_003 + step) * 1009 + self.rank)
         tokens_BS = torch.from_numpy(self.batches.at(step, self.rank, self.ranks)).to(self.device)
         memories = self.memories.before(step)
-        self.model.train()
         losses, micro_batches = [], tokens_BS.split(self.micro_batch)
+        paused = time.perf_counter()
+        further = zip(micro_batches, memories, strict=True)
+        measured = self.pull.before_step(step + 1, ((m[:, :-1], m[:, 1:], memory) for m, memory in further))
+        began += time.perf_counter() - paused  # a step's seconds are those of the training
+        self.model.train()
         for micro_BS, memory in zip(micro_batches, memories, strict=True):
             if losses:
                 self.engine.step()  # only accumulates: the optimiser moves after the last micro-batch
@@ -172,7 +180,7 @@ class Training:
         statistics = self.model.after_step()
         row = {"step": step + 1, "tokens": (step + 1) * settings["batch"] * settings["sequence"]}
         row |= {"loss": total, "router_loss": router_total, "learning_rate": rate}
-        row |= {"gradient_norm": float(self.engine.get_global_grad_norm())} | statistics
+        row |= {"gradient_norm": float(self.engine.get_global_grad_norm())} | statistics | measured
         self.health.check(row)
         seconds = time.perf_counter() - began
         row["tokens_per_second"] = settings["batch"] * settings["sequence"] / seconds
@@ -265,6 +273,7 @@ class Training:
             columns += ["sparsity", "active_experts", "l1_lambda", "l1_bound"]
         if self.flips.every:
             columns.append("flip_rate")
+        columns += [*self.similarity.columns, *(self.pull.columns if self.pull.at else ())]
         return [*columns, "valid_loss", "flops", "tokens_per_second", "mfu", "memory_gib", "seconds"]
 
     def _finish(self) -> None:

@@ -49,7 +49,7 @@ rule evaluate:
 
 
 rule probe:
-    """Routing of test text: by layer, domain and expert; by token id; each expert's most faithful tokens."""
+    """Routing of test text: by layer, domain and expert; by token id; faithful tokens; scores; experts and router."""
     input:
         done="results/{scale}/runs/{run}/seed-{seed}/done.json",
         corpus=corpus_of,
@@ -57,6 +57,10 @@ rule probe:
         routing="results/{scale}/runs/{run}/seed-{seed}/routing.csv",
         activity="results/{scale}/runs/{run}/seed-{seed}/token_activity.csv",
         top="results/{scale}/runs/{run}/seed-{seed}/top_tokens.csv",
+        scores="results/{scale}/runs/{run}/seed-{seed}/score_statistics.csv",
+        entropy="results/{scale}/runs/{run}/seed-{seed}/score_entropy.csv",
+        information="results/{scale}/runs/{run}/seed-{seed}/mutual_information.csv",
+        weights="results/{scale}/runs/{run}/seed-{seed}/weights.csv",
     log:
         "results/logs/{scale}/probe/{run}-{seed}.log",
     priority: soon
@@ -98,6 +102,7 @@ rule describe:
         backbones="results/{scale}/backbones.csv",
         gates="results/{scale}/gate_functions.csv",
         example="results/{scale}/routing_example.csv",
+        recurrent="results/{scale}/recurrent_example.csv",
     log:
         "results/logs/{scale}/describe.log",
     conda:

@@ -77,7 +77,8 @@ class Part:
     def paper(self, run: dict) -> float | None:
         """The number that the paper printed for a run."""
         metric = METRICS[self.metric]
-        found = find(self.pages, self.match, attributes(run, self.snapshot, metric.split), metric.printed)
+        us = attributes(run, self.snapshot, metric.split)
+        found = find(self.pages, self.match, us, metric.printed, metric.combine)
         self.printed += [found] if found else []
         return found.value if found else None
 

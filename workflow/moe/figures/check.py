@@ -4,7 +4,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from moe.figures.kinds import BACKBONE, KINDS, LAYERS, STEPS
+from moe.figures.kinds import BACKBONE, GROUPS, KINDS, LAYERS, STEPS
 from moe.figures.metrics import LOCAL, METRICS, TASK_NAMES
 from moe.figures.reported import columns_of, parse_match, stems
 from moe.wrong import wrong
@@ -131,6 +131,8 @@ def _check_axes(row: dict, kind, runs: list[dict], printed: set[str], *, file, n
                 raise wrong(file, name, column, word, "is no column of metrics.csv", STEPS)
             if holds == "layers" and word not in LAYERS:
                 raise wrong(file, name, column, word, "is no choice of layers", LAYERS)
+            if holds == "groups" and word not in GROUPS:
+                raise wrong(file, name, column, word, "is no group of routers", GROUPS)
             if holds == "backbone" and word not in BACKBONE:
                 raise wrong(file, name, column, word, "is no number of a backbone", BACKBONE)
             if holds == "attributes" and word not in {*runs[0], "snapshot"}:

@@ -5,6 +5,7 @@ from fnmatch import fnmatch
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from moe.figures import probe_metrics as probed
 from moe.figures import routing_metrics as routed
 from moe.figures import step_metrics as stepped
 from moe.figures.records import Record, snapshots_of
@@ -44,6 +45,7 @@ class Metric(NamedTuple):
     csv_only: bool = False  # a table has it in its CSV alone
     split: str = ""  # of the text, where the reported files tell a validation number from a test number
     of_windows: Callable[[Record, str], "pd.Series"] | None = None  # what it is the mean of, window by window
+    combine: Callable[[list[dict]], float] | None = None  # of the rows where its parts are printed, not itself
 
 
 def accuracies(record: Record, snapshot: str) -> dict[str, float]:
@@ -93,8 +95,29 @@ def _speed(phase: str, printed: str) -> Metric:
     return Metric(read, f"{phase} speed", "%", 2, printed, files=(), of_scale=("speed.csv",), error=error)
 
 
+def _balance(name: str) -> Metric:
+    words = {"inner_balance": "top-1 over top-2 score", "outer_balance": "sum of the chosen scores"}
+    return Metric(partial(probed.score, name), words[name], "", 3, name, SCORED)
+
+
+def _information(header: str, distance: float) -> Metric:
+    read, combine = partial(probed.information, distance), partial(probed.printed_information, distance)
+    return Metric(read, header, "nats", 3, "mutual_information", ("mutual_information.csv",), combine=combine)
+
+
+def _similarity(header: str, **when: float) -> Metric:
+    return Metric(partial(probed.similarity, **when), header, "", 4, files=CHANGE)
+
+
+def _pull(name: str, step: str) -> Metric:
+    header, unit, decimals, printed = probed.PULL[name]
+    read = partial(probed.pull, name, probed.PULL_STEPS[step])
+    return Metric(read, f"{header} at {step} steps", unit, decimals, printed, CHANGE)
+
+
 VALIDATION, SCORES, SPEC = ("validation.csv",), ("scores.csv",), ("run.yaml",)
 PROBED, CHANGE = ("routing.csv",), ("run.yaml", "metrics.csv")
+SCORED, WEIGHTS = ("score_statistics.csv",), ("weights.csv",)
 METRICS = {
     "valid_loss": _loss(
         "loss",
@@ -167,6 +190,17 @@ METRICS = {
         files=("token_activity.csv",),
         error=routed.rank_correlation_error,
     ),
+    **{name: _balance(name) for name in ("inner_balance", "outer_balance")},
+    "score_entropy": Metric(partial(probed.score, "entropy"), "median entropy of the scores", "nats", 3, files=SCORED),
+    "mutual_information": _information("mutual information of two layers", 0.0),
+    "distant_information": _information("mutual information of distant layers", probed.DISTANT),
+    "expert_similarity": Metric(partial(probed.weight, "expert_similarity"), "similarity", "", 4, files=WEIGHTS),
+    "router_norm": Metric(partial(probed.weight, "norm"), "norm of the map to the scores", "", 3, files=WEIGHTS),
+    "selection_unevenness": Metric(probed.selection_unevenness, "unevenness of the choice", "%", 2, files=PROBED),
+    **{f"similarity_at_{n}": _similarity(f"similarity after {n} %", at=n / 100) for n in range(10, 101, 10)},
+    "similarity_rise": _similarity("similarity after 50 % − after 10 %", at=0.5, less=0.1),
+    "similarity_fall": _similarity("similarity after 50 % − at the end", at=0.5, less=1.0),
+    **{f"{name}_at_{step}": _pull(name, step) for name in probed.PULL for step in probed.PULL_STEPS},
     "training_speed": _speed("training", "train_diff"),
     "inference_speed": _speed("inference", "infer_diff"),
 }

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ ALIASES = {
     "RMoE + NP + r-0.5 + detach-r": "RMoE-NP-r0.5-detach-r",
     "RMoE + NP + r-1.0 + detach-r": "RMoE-NP-r1.0-detach-r",
     "RandomMoE": "RandomSMoE",
+    "linear": "SMoE",
+    "rnn": "RMoE",
     "wikitext103": "wikitext-103",
 }
 
@@ -103,18 +106,28 @@ def resolve(source: str, values: dict):
     return values.get(source)
 
 
-def find(pages: list[list[dict]], match: dict, values: dict, metric: str) -> Printed | None:
+def find(
+    pages: list[list[dict]],
+    match: dict,
+    values: dict,
+    metric: str,
+    combine: Callable[[list[dict]], float] | None = None,
+) -> Printed | None:
     """The number printed for one metric of one run, or None.
 
     A column named in `match` that a file lacks does not restrict that file, and an empty cell fits any
     run (table 3 of RMoE prints a speed once for both token counts); where some rows fit exactly, those
-    count. Errors: ValueError if what fits are different numbers.
+    count. combine: makes one number of the rows where the paper prints many, of single layers. Errors: ValueError if
+    what fits are different numbers otherwise.
     """
     for rows in pages:
         fits = _fitting(rows, {"metric": f"={metric}", **match}, values)
         if fits:
             best = min(loose for loose, _ in fits)
             rows = [row for loose, row in fits if loose == best]
+            if combine is not None:
+                value = combine(rows)
+                return _printed(rows[0])._replace(value=value, text=f"{value:.3f}")
             if len({row["value"] for row in rows}) > 1:
                 some = ", ".join(row["value"] for row in rows[:4])
                 raise ValueError(f"{metric} fits several printed numbers ({some}): match more columns")

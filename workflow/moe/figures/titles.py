@@ -10,6 +10,7 @@ SAID = {
     "lambda_0": "λ₀ = {}",
     "alpha": "α = {}",
     "warmup_steps": "{} steps of warm-up",
+    "reduced": "dimension {}",
     "tensor_parallel": "tensor parallel {}",
     "reduced": "dimension {}",
 }
