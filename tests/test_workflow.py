@@ -77,7 +77,7 @@ def test_every_run_leaves_its_record(finished):
         done = json.loads((folder / "done.json").read_text())
         manifest = json.loads((finished[0] / "results/corpora/smoke/manifest.json").read_text())
         assert done["data"] == manifest["fingerprint"]
-        assert set(done["snapshots"]) <= {"10B", "20B", "30B", "40B", "120B"}
+        assert set(done["snapshots"]) <= {"10B", "20B", "30B", "40B", "80B", "100B", "120B", "200B", "280B", "400B"}
         assert any((folder / "tensorboard").iterdir())
 
 

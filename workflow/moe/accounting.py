@@ -16,13 +16,20 @@ PEAK_FLOPS = {
 
 
 def parameter_counts(model: "nn.Module") -> dict[str, int]:
-    """Trainable and frozen parameters: in all, of the router alone, of the embeddings (input and output)."""
+    """Trainable and frozen parameters: in all, of the router alone, of the embeddings, and active for a token.
+
+    Active are all but those of the E − k experts that a token of a router with k nominal experts does not take;
+    embeddings (input and output), router and shared experts are.
+    """
     router = getattr(model, "router", None)
+    routed = sum(p.numel() for block in model.blocks if router is not None for p in block.experts.parameters())
     embeddings = [p for name, p in model.named_parameters() if name in ("embed.weight", "head.weight")]
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "router_parameters": sum(p.numel() for p in router.parameters()) if router is not None else 0,
         "embedding_parameters": sum(p.numel() for p in embeddings),
+        "active_parameters": sum(p.numel() for p in model.parameters())
+        - (routed // model.experts * (model.experts - model.top_k) if routed else 0),
     }
 
 
@@ -36,15 +43,16 @@ def forward_flops(
     expert_width: int,
     vocabulary: int,
     active_experts: float = 1.0,
+    shared_experts: float = 0.0,
 ) -> float:
     """FLOPs of one forward pass over one sequence of `tokens`.
 
     2 · tokens · (matmul parameters + output head) + 4 · tokens² · width · layers: attention is not halved for causality
     and the router is left out, as in ReMoE's table 1. active_experts: experts of expert_width per token, which may be a
-    measured mean.
+    measured mean. shared_experts: those of the same width that every token takes besides.
     """
     attention = 2 * width * width + 2 * width * (width // heads) * kv_heads
-    feed_forward = 3 * width * expert_width * active_experts
+    feed_forward = 3 * width * expert_width * (active_experts + shared_experts)
     matmuls = layers * (attention + feed_forward) + width * vocabulary
     return 2 * tokens * matmuls + 4 * tokens**2 * width * layers
 
@@ -65,7 +73,13 @@ def sequence_flops(model: dict[str, Any], tokens: int, active_experts: float) ->
     shape = {key: model[key] for key in keys} | {"active_experts": active_experts}
     if model.get("kind") == "span":
         return 3 * span_forward_flops(tokens, span=model["span"], **shape)
+    shape["shared_experts"] = shared_experts(model)
     return training_flops(tokens, heads=model["heads"], kv_heads=model["kv_heads"], **shape)
+
+
+def shared_experts(model: dict[str, Any]) -> float:
+    """Experts of a run.yaml's model that every token takes, counted in experts of the width before granularity."""
+    return model.get("shared_experts", 0) / model.get("granularity", 1)
 
 
 def training_flops(tokens: int, **shape: float) -> float:

@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from moe.accounting import training_flops
+from moe.accounting import shared_experts, training_flops
 
 SHAPE = ("width", "layers", "heads", "kv_heads", "expert_width", "vocabulary")
 
@@ -12,7 +12,7 @@ SHAPE = ("width", "layers", "heads", "kv_heads", "expert_width", "vocabulary")
 def step_flops(spec: dict[str, Any], active_experts: float) -> float:
     """FLOPs of one optimiser step with so many experts applied per token (of the width after granularity)."""
     model, training = spec["model"], spec["training"]
-    shape = {key: model[key] for key in SHAPE}
+    shape = {key: model[key] for key in SHAPE} | {"shared_experts": shared_experts(model)}
     applied = active_experts / model.get("granularity", 1)
     return training["batch"] * training_flops(training["sequence"], active_experts=applied, **shape)
 
