@@ -1,5 +1,7 @@
 """Parameters, FLOPs and utilisation of a model, counted rather than estimated."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # counting FLOPs must not wait for torch
@@ -97,12 +99,20 @@ def utilisation(flops_per_second: float, device_name: str, devices: int = 1) -> 
 
 
 def training_mfu(
-    spec: dict[str, Any], statistics: dict[str, float], seconds: float, device_name: str, devices: int
+    spec: dict[str, Any],
+    lengths: Sequence[int],
+    statistics: dict[str, float],
+    seconds: float,
+    device_name: str,
+    devices: int,
 ) -> float | None:
-    """Share of the devices' peak in a step of a run, from the FLOPs of the experts that were active in it."""
-    model, training = spec["model"], spec["training"]
+    """Share of the devices' peak in a step of a run, from the FLOPs of the experts that were active in it.
+
+    lengths: tokens of each sequence of the step.
+    """
+    model = spec["model"]
     active = float(model.get("experts", 1))  # dense
     if statistics:  # experts of the width before granularity
         active = statistics["active_experts"] / model.get("granularity", 1)
-    flops = training["batch"] * sequence_flops(model, training["sequence"], active)
+    flops = sum(count * sequence_flops(model, tokens, active) for tokens, count in Counter(lengths).items())
     return utilisation(flops / seconds, device_name, devices)

@@ -5,6 +5,7 @@ import json
 import platform
 import shutil
 import statistics
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,21 @@ LIBRARIES = ("torch", "deepspeed", "datasets", "tokenizers")
 
 
 def write_outcome(
-    folder: Path, record: Path, snapshots: dict[str, tuple[Path, int]], batch_tokens: int, facts: dict[str, Any]
+    folder: Path,
+    record: Path,
+    snapshots: dict[str, tuple[Path, int]],
+    tokens: Callable[[int], int],
+    facts: dict[str, Any],
 ) -> None:
     """Write the declared outputs of a run and remove what an earlier setup of it left.
 
     record: the finished step-by-step record, beside the checkpoints. snapshots: label -> (file, step).
-    batch_tokens: tokens a step. facts: what else done.json says (who, how large, on what).
+    tokens: of so many steps. facts: what else done.json says (who, how large, on what).
     """
     with open(record, newline="") as file:
         rows = list(csv.DictReader(file))
     seconds = [float(row["seconds"]) for row in rows]
-    done = facts | {"steps": len(rows), "tokens": len(rows) * batch_tokens}
+    done = facts | {"steps": len(rows), "tokens": tokens(len(rows))}
     done |= {"seconds": sum(seconds), "median_step_seconds": statistics.median(seconds)}
     # the largest of all processes that trained it: the last one may have resumed at the end
     done["memory_gib"] = max(float(row["memory_gib"]) for row in rows)
@@ -34,7 +39,7 @@ def write_outcome(
         label: {
             "file": str(path.relative_to(folder)),
             "step": step,
-            "tokens": step * batch_tokens,
+            "tokens": tokens(step),
             "sha256": sha256(path),
         }
         for label, (path, step) in snapshots.items()

@@ -10,6 +10,35 @@ SHOWN_OPTIONS = {
 }
 
 
+# router -> its recurrent cell (a test compares with the routers); p by default
+CELLS = {name: "GRU" for name in ("rmoe", "rmoe-shared-projector", "rmoe-np", "rmoe-detach", "rmoe-xmoe", "rmoe-relu")}
+CELLS |= {name: "GRU" for r in ("0.5", "1.0") for name in (f"rmoe-np-r{r}", f"rmoe-np-r{r}-detach-r")}
+CELLS |= {"rmoe-rnn": "RNN", "rmoe-lstm": "LSTM"}
+STATE = 128
+
+
+def cell_of(router: str) -> str:
+    """The recurrent cell of a router as RMoE's tables name it; "" where there is none."""
+    return CELLS.get(router, "")
+
+
+def shown_memory(router: str, options: dict[str, Any]) -> dict[str, Any]:
+    """cell ("none" without one) and state, the paper's p (None without one)."""
+    cell = cell_of(router)
+    return {"cell": cell or "none", "state": options.get("state", STATE) if cell else None}
+
+
+def shown_start(row: dict[str, Any]) -> dict[str, str]:
+    """base and at (the run and snapshot that a fine-tuned run starts from, else ""), stage, frozen and frozen_part.
+
+    frozen: what fine-tuning left as it was, in the paper's words; frozen_part: `router` where that is anything.
+    """
+    frozen = row.get("frozen", "none")
+    start = {"base": row.get("base", ""), "at": row.get("at", ""), "frozen": frozen}
+    start |= {"stage": "sft" if start["base"] else "pretrain"}
+    return start | {"frozen_part": "none" if frozen == "none" else "router"}
+
+
 def shown_options(router: str, options: dict[str, Any]) -> dict[str, Any]:
     """lambda_0, alpha, warmup_steps (None where the router has no such option) and balanced ("yes", "no" or "").
 

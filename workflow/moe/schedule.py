@@ -1,6 +1,9 @@
-"""Learning rate as a function of the step."""
+"""Learning rate as a function of the step, and how many steps some epochs are."""
 
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 
 def learning_rate(step: int, *, steps: int, peak: float, final: float, warmup: float) -> float:
@@ -13,3 +16,12 @@ def learning_rate(step: int, *, steps: int, peak: float, final: float, warmup: f
         return peak * (step + 1) / warmup_steps
     done = (step - warmup_steps) / max(1, steps - warmup_steps)
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def counted(spec: dict[str, Any], instructions: Path) -> dict[str, Any]:
+    """`spec` of a fine-tuning with the steps of its epochs over a prepared set; a rest shorter than a batch is left out.
+
+    instructions: the set's manifest.json.
+    """
+    training, examples = spec["training"], json.loads(instructions.read_text())["examples"]
+    return spec | {"training": training | {"steps": max(1, int(training["epochs"] * examples / training["batch"]))}}

@@ -54,8 +54,8 @@ def check(definition, *, where="corpus definition"):
     if not isinstance(definition, dict):
         raise ValueError(f"{where}: expected keys source, tokenizer, split, got {definition!r}")
     _known_keys(definition, ("source", "tokenizer", "split"), where, required=("source", "tokenizer"))
-    source = _part(definition["source"], SOURCES, f"{where}: source")
-    tokenizer = _part(definition["tokenizer"], TOKENIZERS, f"{where}: tokenizer")
+    source = part_of(definition["source"], SOURCES, f"{where}: source")
+    tokenizer = part_of(definition["tokenizer"], TOKENIZERS, f"{where}: tokenizer")
     for part, name in ((source, "source"), (tokenizer, "tokenizer")):
         if part["kind"] == "hub":
             check_revision(part["revision"], part["name"], f"{where}: {name}.revision")
@@ -83,7 +83,8 @@ def check_revision(revision, name, where):
         )
 
 
-def _part(part, kinds, where):
+def part_of(part, kinds, where):
+    """A section whose key `kind` says which others it has, defaults filled in; ValueError in one sentence."""
     if not isinstance(part, dict) or "kind" not in part:
         raise ValueError(f"{where} is {part!r}, expected a key `kind`, one of {', '.join(kinds)}")
     kind = part["kind"]
