@@ -19,7 +19,7 @@ def learning_rate(step: int, *, steps: int, peak: float, final: float, warmup: f
 
 
 def counted(spec: dict[str, Any], instructions: Path) -> dict[str, Any]:
-    """`spec` of a fine-tuning with the steps of its epochs over a prepared set; a rest shorter than a batch is left out.
+    """`spec` of a fine-tuning with the steps of its epochs over a prepared set, a rest below a batch left out.
 
     instructions: the set's manifest.json.
     """

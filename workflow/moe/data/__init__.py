@@ -12,7 +12,7 @@ from moe.data.instructions import Instructions
 from moe.data.prepare import prepare
 from moe.data.streams import Streams
 from moe.data.tasks import make_local_tasks
-from moe.data.windows import Windows, held_out
+from moe.data.windows import Windows, domain_windows, held_out
 
 __all__ = [
     "Corpus",
@@ -20,6 +20,7 @@ __all__ = [
     "Streams",
     "Windows",
     "check",
+    "domain_windows",
     "fetch",
     "held_out",
     "load_definition",

@@ -38,13 +38,14 @@ class Metric(NamedTuple):
     paired: tuple[str, ...] = ()  # files whose rows pair two runs of one seed over the text
     error: Callable[[Record, str], float | None] | None = None  # standard error of one seed's value
     of_scale: tuple[str, ...] = ()  # files of results/{scale} instead: then it is one value, however many seeds
+    task: str = ""  # the "task/metric" whose documents pair two runs of one seed
     csv_only: bool = False  # a table has it in its CSV alone
 
 
 def accuracies(record: Record, snapshot: str) -> dict[str, float]:
     """Every accuracy that was scored at a snapshot, "task/metric" -> %."""
     frame = record.read("scores.csv")
-    frame = frame[(frame["snapshot"] == snapshot) & frame["metric"].str.startswith("acc")]
+    frame = frame[(frame["snapshot"] == snapshot) & frame["metric"].str.match("acc|exact_match")]
     return {
         f"{task}/{metric}": 100 * float(value)
         for task, metric, value in zip(frame["task"], frame["metric"], frame["value"], strict=True)
@@ -74,7 +75,17 @@ def _speed(phase: str, printed: str) -> Metric:
     return Metric(read, f"{phase} speed", "%", 2, printed, files=(), of_scale=("speed.csv",), error=error)
 
 
+def _scored(column: str, record: Record, snapshot: str) -> float | None:
+    return accuracies(record, snapshot).get(column)
+
+
+def _benchmark(column: str, header: str, printed: str) -> Metric:
+    read = partial(_scored, column)
+    return Metric(read, header, "%", 2, printed, SCORES, paired=("samples.csv",), task=column)
+
+
 VALIDATION, SCORES, SPEC = ("validation.csv",), ("scores.csv",), ("run.yaml",)
+DOMAINS = ("domain_losses.csv",)
 PROBED, CHANGE = ("routing.csv",), ("run.yaml", "metrics.csv")
 METRICS = {
     "valid_loss": _loss("loss", "validation loss", "valid_loss", paired=("validation_windows.csv",)),
@@ -86,6 +97,12 @@ METRICS = {
     ),
     "mean_accuracy": Metric(partial(_mean, False), "mean", "%", 2, "average", SCORES, paired=("samples.csv",)),
     "local_mean_accuracy": Metric(partial(_mean, True), "local mean", "%", 2, "local_average", SCORES),
+    "hellaswag": _benchmark("hellaswag/acc_norm", "HellaSwag", "hellaswag"),
+    "mmlu": _benchmark("mmlu/acc", "MMLU", "mmlu"),
+    "gsm8k": _benchmark("gsm8k/exact_match", "GSM8K", "gsm8k"),
+    "domain_perplexity": Metric(
+        stepped.domain_perplexity, "mean perplexity of the domains", "", 3, "avg_ppl", DOMAINS, paired=DOMAINS
+    ),
     "parameters": Metric(stepped.parameters, "parameters", "million", 3, "params", ("done.json",)),
     "seconds_per_step": Metric(stepped.seconds_per_step, "time", "s/step", 3, "train_speed"),
     "memory": Metric(stepped.memory, "memory", "GB", 2, "memory"),

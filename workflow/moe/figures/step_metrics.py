@@ -4,11 +4,15 @@ Each function takes (record, snapshot) and gives a number, or None where the run
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moe.figures.records import Record, target_sparsity, total_experts
 from moe.figures.stages import WINDOW, settling_steps
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EXCLUDED_STEPS = 100  # figure 3 of ReMoE leaves out the first 100 steps
 LAST = 0.1  # share of the steps at the end whose losses are the "training loss" of a run
@@ -21,6 +25,19 @@ def validation(column: str, record: Record, snapshot: str) -> float | None:
     frame = record.read("validation.csv")
     rows = frame[(frame["snapshot"] == snapshot) & (frame["split"] == "valid")]
     return _known(rows[column].iloc[-1]) if len(rows) and column in rows else None
+
+
+def domain_losses(record: Record, snapshot: str) -> dict[str, "pd.Series"]:
+    """Losses of the test text by domain: domain -> Series by window, nats per token."""
+    frame = record.read("domain_losses.csv")
+    frame = frame[frame["snapshot"] == snapshot]
+    return {str(domain): rows.set_index("window")["loss"] for domain, rows in frame.groupby("domain")}
+
+
+def domain_perplexity(record: Record, snapshot: str) -> float | None:
+    """Mean over domains of the perplexity exp(mean loss) of each one's test text."""
+    losses = domain_losses(record, snapshot)
+    return sum(math.exp(series.mean()) for series in losses.values()) / len(losses) if losses else None
 
 
 def parameters(record: Record, snapshot: str) -> float | None:
