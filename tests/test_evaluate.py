@@ -391,6 +391,7 @@ COMMANDS = {  # first file -> the command, its options with a place each, and th
         {"--output": "validation.csv", "--windows-output": "validation_windows.csv"},
         ["validation_windows.csv"],
     ),
+    "domain_losses.csv": (validate.main, {"--domains-output": "domain_losses.csv"}, []),
     "scores.csv": (evaluate.main, {"--output": "scores.csv", "--samples": "samples.csv"}, ["samples.csv"]),
     "routing.csv": (probe.main, {"--output": "."}, ["token_activity.csv", "top_tokens.csv"]),
 }
