@@ -207,7 +207,8 @@ def test_difference_is_measured_minus_reported_and_empty_where_not_run(made, tmp
             continue
         table = pd.read_csv(drawn(name, *made, tmp_path, "csv")["csv"])
         both = table.dropna(subset=["reported", "measured"])
-        assert len(both) or name == "remoe/table11"  # which prints nothing but tasks that were not run
+        # these print nothing but tasks that were not run
+        assert len(both) or name in ("remoe/table11", "rmoe/table7", "rmoe/table12")
         assert np.allclose(both["difference"], both["measured"] - both["reported"].astype(float))
         one = table[table["reported"].isna() | table["measured"].isna()]
         assert one["difference"].isna().all()
