@@ -118,7 +118,7 @@ def batch(count=2):
 
 def given(micro_batches, caches=None):
     further = [{}] * len(micro_batches) if caches is None else [{"cache": cache} for cache in caches]
-    return [(*micro, more) for micro, more in zip(micro_batches, further, strict=True)]
+    return [(*micro, more, 1.0) for micro, more in zip(micro_batches, further, strict=True)]
 
 
 def pull_of(model, **options):

@@ -11,6 +11,7 @@ import yaml
 
 from moe.command_line import exit_code
 from moe.matching import match
+from moe.schedule import counted
 from moe.tables import fingerprint
 
 
@@ -30,6 +31,7 @@ def main() -> int:
     parser.add_argument(
         "--matched", type=Path, nargs="*", help="run.yaml and metrics.csv of the run whose compute it has"
     )
+    parser.add_argument("--instructions", type=Path, nargs="?", help="manifest.json of what it is fine-tuned on")
     given = parser.parse_args()
 
     def command() -> None:
@@ -37,7 +39,9 @@ def main() -> int:
         if given.matched:
             other, metrics = given.matched
             spec = match(spec, yaml.safe_load(other.read_text()), metrics)
-            spec["fingerprint"] = fingerprint(spec)
+        if given.instructions:
+            spec = counted(spec, given.instructions)
+        spec["fingerprint"] = fingerprint(spec)
         given.output.write_text(yaml.safe_dump(spec, sort_keys=False))
 
     return exit_code(command)

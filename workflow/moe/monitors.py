@@ -116,8 +116,8 @@ class RouterPull:
     def before_step(self, step: int, micro_batches: Iterable[tuple]) -> dict[str, float]:
         """Norms of the gradient of all trainable router weights by the whole loss and by the language model's alone.
 
-        micro_batches: (inputs [B, S], targets [B, S], further arguments of the forward pass) each. Nothing is measured
-        in other steps. Every rank must call it.
+        micro_batches: (inputs [B, S], targets [B, S], further arguments of the forward pass, weight of the language
+        model's loss) each. Nothing is measured in other steps. Every rank must call it.
         """
         if step not in self.at:
             return {}
@@ -125,11 +125,11 @@ class RouterPull:
 
     def _measure(self, micro_batches: list[tuple]) -> dict[str, float]:
         counts_LE, by_loss = 0, [0, 0]  # of the language model, of the router
-        for inputs_BS, targets_BS, further, *_ in micro_batches:
+        for inputs_BS, targets_BS, further, weight in micro_batches:
             routings: list = []
             kept = {name: list(value) if isinstance(value, list) else value for name, value in further.items()}
-            losses = self.model(inputs_BS, targets_BS, routings=routings, **kept)  # it replaces what a list remembers
-            for which, loss in enumerate(losses):
+            lm_loss, router_loss = self.model(inputs_BS, targets_BS, routings=routings, **kept)  # it changes a list
+            for which, loss in enumerate((weight * lm_loss, router_loss)):
                 by_loss[which] = by_loss[which] + self._gradient(loss) / len(micro_batches)
             counts_LE = counts_LE + torch.stack([(routing.gates_TE > 0).sum(0) for routing in routings])
         gradients, counts_LE = torch.stack(by_loss), counts_LE.double()

@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 # Files of a run that are published compressed, because they have a row a step, a document, a window or a token id.
-GZIPPED = ("metrics.csv", "samples.csv", "validation_windows.csv", "token_activity.csv")
+GZIPPED = ("metrics.csv", "samples.csv", "validation_windows.csv", "token_activity.csv", "domain_losses.csv")
 DIGITS = "%.9g"  # of published steps and token ids: what float32 has; windows and samples decide verdicts, as they are
 ROUNDED = ("metrics.csv", "token_activity.csv")
 WHOLE_STEPS, FURTHER_STEPS = 3000, 3000  # of metrics.csv: all of the first, about so many of the others

@@ -36,6 +36,17 @@ def shown_memory(router: str, options: dict[str, Any]) -> dict[str, Any]:
     return shown | {"projector": projector, "recurrent": "yes" if cell else "no"}
 
 
+def shown_start(row: dict[str, Any]) -> dict[str, str]:
+    """base and at (the run and snapshot that a fine-tuned run starts from, else ""), stage, frozen and frozen_part.
+
+    frozen: what fine-tuning left as it was, in the paper's words; frozen_part: `router` where that is anything.
+    """
+    frozen = row.get("frozen", "none")
+    start = {"base": row.get("base", ""), "at": row.get("at", ""), "frozen": frozen}
+    start |= {"stage": "sft" if start["base"] else "pretrain"}
+    return start | {"frozen_part": "none" if frozen == "none" else "router"}
+
+
 def shown_options(router: str, options: dict[str, Any]) -> dict[str, Any]:
     """lambda_0, alpha, warmup_steps, reduced (None for routers without it) and balanced ("yes", "no" or "").
 

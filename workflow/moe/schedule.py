@@ -1,6 +1,9 @@
-"""Learning rate as a function of the step."""
+"""Learning rate as a function of the step, points of a schedule, and how many steps some epochs are."""
 
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 
 def learning_rate(step: int, *, steps: int, peak: float, final: float, warmup: float) -> float:
@@ -28,3 +31,12 @@ def windows(points: list[float], steps: int, length: int) -> list[range]:
     length = min(length, steps)
     ends = [max(length, round(point * steps)) for point in points]
     return [range(end - length + 1, end + 1) for end in ends]
+
+
+def counted(spec: dict[str, Any], instructions: Path) -> dict[str, Any]:
+    """`spec` of a fine-tuning with the steps of its epochs over a prepared set, a rest below a batch left out.
+
+    instructions: the set's manifest.json.
+    """
+    training, examples = spec["training"], json.loads(instructions.read_text())["examples"]
+    return spec | {"training": training | {"steps": max(1, int(training["epochs"] * examples / training["batch"]))}}

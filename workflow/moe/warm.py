@@ -31,6 +31,7 @@ from moe.launch import ALLOCATOR, SIGNALS, STARTED, WARM, likeness
 # module that may be run -> what it imports only once it runs
 COMMANDS = {
     "moe.train": ("torch.utils.tensorboard",),
+    "moe.finetune": ("torch.utils.tensorboard",),
     "moe.validate": (),
     "moe.evaluate": (),
     "moe.probe": (),

@@ -56,6 +56,7 @@ wildcard_constraints:
     seed="[0-9]+",
     device="cpu|gpu",
     corpus="|".join(tables.corpora),
+    instructions="|".join(tables.instructions),
     paper="remoe|rmoe",
     figure="fig[a-z0-9-]+",
     table="(table|extra)[a-z0-9-]+",

@@ -22,6 +22,27 @@ rule validate:
         " --windows-output {output.windows} &> {log}"
 
 
+rule validate_domains:
+    """Loss over the test text, domain by domain: of the runs whose tables or claims show it."""
+    input:
+        done="results/{scale}/runs/{run}/seed-{seed}/done.json",
+        corpus=corpus_of,
+    output:
+        "results/{scale}/runs/{run}/seed-{seed}/domain_losses.csv",
+    log:
+        "results/logs/{scale}/validate_domains/{run}-{seed}.log",
+    priority: soon
+    conda:
+        "../../envs/train.yaml"
+    resources:
+        gpu=1 if GPUS else 0,
+    params:
+        run=subpath(input.done, parent=True),
+        corpus=subpath(input.corpus, parent=True),
+    shell:
+        "OMP_NUM_THREADS=1 python -m moe.launch 1 moe.validate {params.run} {params.corpus} --domains-output {output} &> {log}"
+
+
 rule evaluate:
     """Zero-shot scores by the harness."""
     input:

@@ -7,7 +7,7 @@ from moe.figures.intervals import NORMAL_95, mean_interval, paired_error
 from moe.figures.metrics import LOCAL, METRICS, accuracies, scored_as
 from moe.figures.records import Record, records
 from moe.figures.stages import WINDOW
-from moe.figures.step_metrics import last_losses
+from moe.figures.step_metrics import domain_losses, last_losses
 
 Terms = list[tuple[dict, float]]  # runs with their weights
 
@@ -169,7 +169,12 @@ def _pieces(record: Record, metric: str, snapshot: str, tasks: list[str]) -> lis
         return [last_losses(record)]
     if METRICS[metric].of_windows:
         return [METRICS[metric].of_windows(record, snapshot)]
-    if metric != "mean_accuracy" or not tasks:
+    if metric == "domain_perplexity":  # linear in the losses around each domain's mean, whose error is its own
+        losses = domain_losses(record, snapshot)
+        return [math.exp(series.mean()) * series for series in losses.values()]
+    if METRICS[metric].task:
+        tasks = [METRICS[metric].task]
+    elif metric != "mean_accuracy" or not tasks:
         return []
     frame, series = record.read("samples.csv"), []
     scored = accuracies(record, snapshot)

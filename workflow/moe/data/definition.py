@@ -60,8 +60,8 @@ def check(definition, *, where="corpus definition"):
     if not isinstance(definition, dict):
         raise ValueError(f"{where}: expected keys source, tokenizer, split, got {definition!r}")
     _known_keys(definition, ("source", "tokenizer", "split", "exact"), where, required=("source", "tokenizer"))
-    source = _part(definition["source"], SOURCES, f"{where}: source")
-    tokenizer = _part(definition["tokenizer"], TOKENIZERS, f"{where}: tokenizer")
+    source = part_of(definition["source"], SOURCES, f"{where}: source")
+    tokenizer = part_of(definition["tokenizer"], TOKENIZERS, f"{where}: tokenizer")
     split = _check_split(definition.get("split", SPLIT_WEIGHTS), f"{where}: split")
     exact = _check_exact(definition.get("exact"), split, f"{where}: exact")
     _check_running(source, tokenizer, split, where)
@@ -94,7 +94,8 @@ def check_revision(revision, name, where):
         )
 
 
-def _part(part, kinds, where):
+def part_of(part, kinds, where):
+    """A section whose key `kind` says which others it has, defaults filled in; ValueError in one sentence."""
     if not isinstance(part, dict) or "kind" not in part:
         raise ValueError(f"{where} is {part!r}, expected a key `kind`, one of {', '.join(kinds)}")
     kind = part["kind"]

@@ -18,6 +18,7 @@ STEP_ROWS, PROBED = ("metrics.csv",), ("routing.csv",)
 KINDS = {
     # tables
     "table": Kind("tables:runs_table", True, "attributes", "metrics", ("validation.csv",)),
+    "best-table": Kind("best:best_table", True, "attributes", "metrics", ("scores.csv", "validation.csv")),
     "backbones": Kind("tables:backbones_table", False, "", "backbone", of_scale=("backbones.csv",)),
     "stage-hours": Kind("stage_hours:stage_hours", True, "", "", (*STEP_ROWS, "validation.csv")),
     "speeds": Kind("speeds:speeds", False, "", "", of_scale=("speed.csv",)),

@@ -42,6 +42,7 @@ class Metric(NamedTuple):
     paired: tuple[str, ...] = ()  # files whose rows pair two runs of one seed over the text
     error: Callable[[Record, str], float | None] | None = None  # standard error of one seed's value
     of_scale: tuple[str, ...] = ()  # files of results/{scale} instead: then it is one value, however many seeds
+    task: str = ""  # the "task/metric" whose documents pair two runs of one seed
     csv_only: bool = False  # a table has it in its CSV alone
     split: str = ""  # of the text, where the reported files tell a validation number from a test number
     of_windows: Callable[[Record, str], "pd.Series"] | None = None  # what it is the mean of, window by window
@@ -51,7 +52,7 @@ class Metric(NamedTuple):
 def accuracies(record: Record, snapshot: str) -> dict[str, float]:
     """Every accuracy that was scored at a snapshot, "task/metric" -> %."""
     frame = record.read("scores.csv")
-    frame = frame[(frame["snapshot"] == snapshot) & frame["metric"].str.startswith("acc")]
+    frame = frame[(frame["snapshot"] == snapshot) & frame["metric"].str.match("acc|exact_match")]
     return {
         f"{task}/{metric}": 100 * float(value)
         for task, metric, value in zip(frame["task"], frame["metric"], frame["value"], strict=True)
@@ -115,7 +116,17 @@ def _pull(name: str, step: str) -> Metric:
     return Metric(read, f"{header} at {step} steps", unit, decimals, printed, CHANGE)
 
 
+def _scored(column: str, record: Record, snapshot: str) -> float | None:
+    return accuracies(record, snapshot).get(column)
+
+
+def _benchmark(column: str, header: str, printed: str) -> Metric:
+    read = partial(_scored, column)
+    return Metric(read, header, "%", 2, printed, SCORES, paired=("samples.csv",), task=column)
+
+
 VALIDATION, SCORES, SPEC = ("validation.csv",), ("scores.csv",), ("run.yaml",)
+DOMAINS = ("domain_losses.csv",)
 PROBED, CHANGE = ("routing.csv",), ("run.yaml", "metrics.csv")
 SCORED, WEIGHTS = ("score_statistics.csv",), ("weights.csv",)
 METRICS = {
@@ -134,6 +145,12 @@ METRICS = {
     ),
     "mean_accuracy": Metric(partial(_mean, False), "mean", "%", 2, "average", SCORES, paired=("samples.csv",)),
     "local_mean_accuracy": Metric(partial(_mean, True), "local mean", "%", 2, "local_average", SCORES),
+    "hellaswag": _benchmark("hellaswag/acc_norm", "HellaSwag", "hellaswag"),
+    "mmlu": _benchmark("mmlu/acc", "MMLU", "mmlu"),
+    "gsm8k": _benchmark("gsm8k/exact_match", "GSM8K", "gsm8k"),
+    "domain_perplexity": Metric(
+        stepped.domain_perplexity, "mean perplexity of the domains", "", 3, "avg_ppl", DOMAINS, paired=DOMAINS
+    ),
     **{f"{split}_{kind}": _of_stream(kind, split) for kind in ("bpc", "perplexity") for split in ("valid", "test")},
     "parameters": Metric(
         partial(stepped.parameters, "parameters"), "parameters", "million", 3, "params", ("done.json",)

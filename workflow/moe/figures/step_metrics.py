@@ -55,6 +55,19 @@ def windows_of_loss(kind: str, split: str, record: Record, snapshot: str) -> "pd
     return math.exp(losses.mean()) * (1 + losses - losses.mean())
 
 
+def domain_losses(record: Record, snapshot: str) -> dict[str, "pd.Series"]:
+    """Losses of the test text by domain: domain -> Series by window, nats per token."""
+    frame = record.read("domain_losses.csv")
+    frame = frame[frame["snapshot"] == snapshot]
+    return {str(domain): rows.set_index("window")["loss"] for domain, rows in frame.groupby("domain")}
+
+
+def domain_perplexity(record: Record, snapshot: str) -> float | None:
+    """Mean over domains of the perplexity exp(mean loss) of each one's test text."""
+    losses = domain_losses(record, snapshot)
+    return sum(math.exp(series.mean()) for series in losses.values()) / len(losses) if losses else None
+
+
 def parameters(which: str, record: Record, snapshot: str) -> float | None:
     """Parameters in millions: of the model, or `router_parameters`."""
     value = record.done().get(which)

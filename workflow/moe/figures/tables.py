@@ -30,13 +30,18 @@ def runs_table(spec, runs, *, scale, reported, results) -> Table:
     half-width of the 95 % interval. What was not run is empty.
     """
     seeds = {run["run"]: records(run) for run in runs}
+    return table_of(spec, rows_of(spec, runs, seeds, reported), seeds, scale=scale, reported=reported)
+
+
+def table_of(spec, rows: list[tuple[dict, str]], seeds: dict, *, scale, reported) -> Table:
+    """The table of these (run, snapshot); seeds: run -> its records, of all that the row of figures.tsv selects."""
     columns = columns_of(text(spec, "y"), [r for each in seeds.values() for r in each])
     tasks = [column for column in columns if "/" in column]
     metrics = {column: metric_of(column.rpartition(":")[2], tasks) for column in columns}
     pages = load(reported, stems(text(spec, "reported")))
     match = parse_match(text(spec, "match"))
     named, cells = {}, []
-    for run, snapshot in _rows(spec, runs, seeds, pages, match):
+    for run, snapshot in rows:
         named.setdefault(called(text(spec, "x").split(), attributes(run, snapshot)), []).append((run, snapshot))
     for name, each in named.items():
         for column, metric in metrics.items():
@@ -59,17 +64,21 @@ def runs_table(spec, runs, *, scale, reported, results) -> Table:
     )
 
 
-def _rows(spec, runs, seeds, pages, match) -> list[tuple[dict, str]]:
-    """(run, snapshot) of every row, in the paper's order; grouped by snapshot where `x` begins with it."""
+def rows_of(spec, runs, seeds, reported) -> list[tuple[dict, str]]:
+    """(run, snapshot) of every row, in the paper's order; grouped by snapshot where `x` begins with it.
+
+    A fine-tuned run has one snapshot, and is shown if that is asked for. Errors: ValueError for any other without one.
+    """
+    pages, match = load(reported, stems(text(spec, "reported"))), parse_match(text(spec, "match"))
     asked = text(spec, "snapshots").split()
     rows = []
     for run in runs:
         made = snapshots_of(seeds[run["run"]][0])
         missing = [label for label in asked if label not in made]
-        if missing:
+        if missing and (missing == asked or not run["base"]):
             problem = f"has no snapshot {missing[0]!r}, only {', '.join(made)}"
             raise ValueError(f"{spec['paper']}/{spec['figure']}: run {run['run']} {problem}.")
-        rows += [(run, label) for label in (asked or made[-1:])]
+        rows += [(run, label) for label in (asked or made[-1:]) if label in made]
     rows.sort(key=lambda row: place(pages, match, attributes(*row)))
     if text(spec, "x").startswith("snapshot"):
         order = list(dict.fromkeys(asked or (label for _, label in rows)))

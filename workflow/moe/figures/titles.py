@@ -12,12 +12,14 @@ SAID = {
     "warmup_steps": "{} steps of warm-up",
     "reduced": "dimension {}",
     "tensor_parallel": "tensor parallel {}",
-    "reduced": "dimension {}",
+    "state": "p = {}",
+    "frozen": "{} frozen",
 }
+STAGES = {"pretrain": "", "sft": "fine-tuned"}
 BALANCED = {"yes": "with balancing", "no": "without balancing"}
 
 
-HEADS = {"lambda_0": "λ₀", "alpha": "α", "warmup_steps": "warm-up", "experts": "E", "granularity": "G"}
+HEADS = {"lambda_0": "λ₀", "alpha": "α", "warmup_steps": "warm-up", "experts": "E", "granularity": "G", "state": "p"}
 
 
 def corner(cell: str) -> str:
@@ -31,6 +33,13 @@ def called(words: list[str], values: dict) -> str:
     for word in words:
         value = values.get(word)
         if value in (None, "") or (word in ("experts", "granularity") and values.get("router") == "none"):
+            continue
+        if word == "cell" and value == "none":  # a router without one
+            continue
+        if word == "frozen" and value == "none":  # of fine-tuning alone
+            value = "nothing" if values["stage"] == "sft" else None
+        value = STAGES[value] if word == "stage" else value
+        if not value:
             continue
         value = re.sub(r"e([+-])0", r"e\1", f"{value:g}") if isinstance(value, float) else value  # 1e-8 as printed
         names.append(BALANCED[value] if word == "balanced" else SAID.get(word, "{}").format(value))
