@@ -122,7 +122,9 @@ def _header(column: str, metric) -> str:
 def _notes(cells: list[dict], columns: list[str], scale: str) -> list[str]:
     ran = {cell["column"] for cell in cells if cell["measured"] is not None}
     empty = [c for c in columns if c not in ran and "/" in c]
-    notes = ["Lines: the number that the paper printed, ours, and their difference (ours − paper)."]
+    notes = []
+    if any(cell["reported"] is not None for cell in cells):
+        notes.append("Lines: the number that the paper printed, ours, and their difference (ours − paper).")
     notes.append(seeds_sentence(cell["seeds"] for cell in cells if cell["seeds"]))
     if empty:
         notes.append(f"Left empty, because not run here (no data or no time): {', '.join(empty)}.")
