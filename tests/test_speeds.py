@@ -14,6 +14,7 @@ from tiny_run import SEQUENCE, SIZES, VOCABULARY, TinyRun, tiny_run, write_corpu
 from moe.benchmark.contender import Contender
 from moe.benchmark.settle import settle
 from moe.benchmark.speeds import COLUMNS, by_setup, compare
+from moe.benchmark.turns import WARM
 from moe.figures import speeds as drawn
 
 ROOT = Path(__file__).parent.parent
@@ -40,11 +41,11 @@ def made_up_clock():
     """Seconds of two contenders who take turns, twice as many in every other round: a machine that slows down."""
     now = 0.0
     for lead in LEAD.values():
-        for turn in range(ROUNDS + 1):
+        for turn in range(WARM + ROUNDS):
             for router in ("topk", "relu") if turn % 2 == 0 else ("relu", "topk"):
                 yield now
                 now += (1 + turn % 2) * BASE / (lead if router == "relu" else 1.0)
-                if turn:  # the first round is not counted, and its end is not asked for
+                if turn >= WARM:  # the first rounds are not counted, and their end is not asked for
                     yield now
 
 
