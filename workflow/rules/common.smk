@@ -39,6 +39,10 @@ USED = [run for run in ROWS if run in sum(SHOWN, JUDGED)]  # the other rows are 
 GPUS = len(glob(os.path.join(os.sep, "dev", "nvidia[0-9]*"))) if config["gpus"] == "auto" else config["gpus"]
 if GPUS and workflow.local_exec:
     workflow.register_resource("gpu", max(GPUS, config["ranks"]))  # at most as many trainings at a time
+if workflow.local_exec and workflow.scheduling_settings is not None:
+    # Snakemake's pace is for schedulers: each ended job leaves a timer that asks every second what to do next, and
+    # after 200 jobs that takes a third of a core.
+    workflow.scheduling_settings.max_jobs_per_timespan = None
 CORES = workflow.cores if workflow.local_exec else 16  # of the jobs that use all
 MIRROR = ["--mirror", str(Path(config["mirror"]).resolve())] if config["mirror"] else []
 FETCHED = ["--fetched", "results/fetched/benchmarks"] if config["benchmarks"] == "fetch" else []

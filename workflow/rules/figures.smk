@@ -63,7 +63,7 @@ rule judge_claims:
     """Every claim of claims.tsv: what was reported, what was measured, the verdict."""
     input:
         results=claim_inputs,
-        reported=reported_files(claim["reported"] for claim in tables.claims),
+        reported=lambda wildcards: reported_files(claim["reported"] for claim in claims_of(wildcards)),
     output:
         md=report("paper_figures/{scale}/claims.md", caption="../report/claims.rst", category="claims"),
         csv="paper_figures/{scale}/claims.csv",
@@ -72,12 +72,20 @@ rule judge_claims:
     conda:
         "../../envs/analysis.yaml"
     params:
-        claims=tables.claims,
+        claims=claims_of,
         scale=SCALE,
         reported=lambda wildcards: str(REPORTED),
-        runs=with_folders(JUDGED),
+        runs=rows_judged,
     script:
         "../scripts/judge_claims.py"
+
+
+use rule judge_claims as judge_paper with:
+    output:
+        md="paper_figures/{scale}/claims-{paper}.md",
+        csv="paper_figures/{scale}/claims-{paper}.csv",
+    log:
+        "results/logs/{scale}/judge_claims-{paper}.log",
 
 
 rule publish:

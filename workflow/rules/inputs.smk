@@ -62,9 +62,19 @@ def inputs_of_claim(claim):
     return files_of(runs_judged([claim], ROWS), *of_seed) + files_of_scale(of_scale)
 
 
+def claims_of(wildcards):
+    """The claims of a page: of one paper, or all."""
+    return [claim for claim in tables.claims if claim["paper"] == wildcards.get("paper", claim["paper"])]
+
+
+def rows_judged(wildcards):
+    """The runs that they compare."""
+    return with_folders(runs_judged(claims_of(wildcards), ROWS))
+
+
 def claim_inputs(wildcards):
-    """The files of all claims."""
-    return list(dict.fromkeys(path for claim in tables.claims for path in inputs_of_claim(claim)))
+    """The files of these claims."""
+    return list(dict.fromkeys(path for claim in claims_of(wildcards) for path in inputs_of_claim(claim)))
 
 
 def all_inputs(wildcards):
@@ -91,7 +101,8 @@ def endings(row):
 def shown(*papers):
     """Every figure and table of these papers that figures.tsv lists, and the verdicts."""
     names = [f"{f['paper']}/{f['figure']}.{endings(f)[0]}" for f in tables.figures if f["paper"] in papers]
-    return [f"paper_figures/{SCALE}/{name}" for name in [*names, "claims.md"]]
+    page = f"claims-{papers[0]}.md" if len(papers) == 1 and not PUBLISHED else "claims.md"  # redraw writes one page
+    return [f"paper_figures/{SCALE}/{name}" for name in [*names, page]]
 
 
 def whole(files):
