@@ -118,6 +118,7 @@ def watched(run: dict, training: dict, seed: int, layers: int = 4) -> dict[str, 
     for share, window in zip(points, windows(points, len(steps), training.get("gradient_steps", 100)), strict=True):
         for name in ("router_gradient", "router_gradient_lm", "drop_ratio"):
             value = printed(run, "rmoe_table11", PULL[name][3], step=round(60_000 * share))
+            value = 1.0 if value is None else value  # of SMoE-MLP the paper prints none
             column = columns.setdefault(name, np.full(len(steps), np.nan))
             inside = np.isin(steps, window)
             column[inside] = value / (100 if name == "drop_ratio" else 1) * noise(seed)[()]

@@ -13,6 +13,7 @@ from tiny_run import END_OF_TEXT, SEQUENCE, SIZES, VOCABULARY, TinyCorpus, TinyR
 
 from moe.benchmark.contender import Contender
 from moe.benchmark.cost import COLUMNS, by_setup, compare
+from moe.benchmark.turns import WARM
 from moe.span import SpanDecoder
 
 ROOT = Path(__file__).parent.parent
@@ -41,12 +42,12 @@ def run_of(router, kind=TinyRun, **training) -> TinyRun:
 def made_up_clock():
     """Seconds of three contenders in turns, twice as many in every other round; SMoE begins, who begins moves on."""
     now, names = 0.0, ["smoe", "rmoe", "xmoe"]
-    for turn in range(ROUNDS + 1):
+    for turn in range(WARM + ROUNDS):
         first = turn % 3
         for router in names[first:] + names[:first]:
             yield now
             now += (1 + turn % 2) * SECONDS[router]
-            if turn:  # the first round is not counted, and its end is not asked for
+            if turn >= WARM:  # the first rounds are not counted, and their end is not asked for
                 yield now
 
 

@@ -393,7 +393,12 @@ COMMANDS = {  # first file -> the command, its options with a place each, and th
     ),
     "domain_losses.csv": (validate.main, {"--domains-output": "domain_losses.csv"}, []),
     "scores.csv": (evaluate.main, {"--output": "scores.csv", "--samples": "samples.csv"}, ["samples.csv"]),
-    "routing.csv": (probe.main, {"--output": "."}, ["token_activity.csv", "top_tokens.csv"]),
+    "routing.csv": (
+        probe.main,
+        {"--output": "."},
+        [f"{name}.csv" for name in ("token_activity", "top_tokens", "score_statistics", "score_entropy")]
+        + ["mutual_information.csv", "weights.csv"],
+    ),
 }
 
 

@@ -25,6 +25,7 @@ rule draw_figure:
     conda:
         "../../envs/analysis.yaml"
     params:
+        spec=figure_spec,  # for the report's caption
         row=row_drawn,
         results=lambda wildcards: RESULTS,
         reported=str(REPORTED),
@@ -52,6 +53,7 @@ rule draw_table:
     conda:
         "../../envs/analysis.yaml"
     params:
+        spec=figure_spec,  # for the report's caption
         row=row_drawn,
         results=lambda wildcards: RESULTS,
         reported=str(REPORTED),
