@@ -13,6 +13,7 @@ report: "workflow/report/workflow.rst"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/inputs.smk"
 include: "workflow/rules/data.smk"
+include: "workflow/rules/finetune.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: f"workflow/rules/{'redraw' if PUBLISHED else 'figures'}.smk"
@@ -43,6 +44,7 @@ rule rmoe:
 
 onstart:
     hold_folder()
+    warm_up()
 
 
 onsuccess:

@@ -6,13 +6,17 @@ numbers can be asked of the code.
 
 import json
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import yaml
+from made_probes import ENTROPY, watched, write_probes
 
-from moe.figures.reported import attributes, find, load
+from moe.describe import recurrent_example
+from moe.figures import select
+from moe.figures.reported import attributes, find, load, parse_match, stems
 from moe.tables import Tables
 
 ROOT = Path(__file__).parent.parent
@@ -22,8 +26,13 @@ PRINTED_TASKS = ["arc_challenge", "arc_easy", "boolq", "hellaswag", "lambada", "
 HARNESS = {"lambada": "lambada_openai"}
 DOMAINS = ["python", "cpp", "prose", "examples"]
 PROBED = ["remoe-182m-relu", "remoe-182m-topk", "remoe-182m-relu-unbalanced", "remoe-182m-topk-unbalanced"]
+PROBED_SETUPS = ["rmoe-enwik8-medium"] + [f"rmoe-enwik8-depth{depth}" for depth in (12, 18, 24, 32)]
 UNPRINTED = {"hash": 1.99, "lory": 1.98, "sparsemixer-v2": 1.96, "expert-choice": 1.95}  # losses
 UNPRINTED |= {"topk": 1.97, "relu": 1.94}  # without balancing
+UNPRINTED |= {"rmoe": 1.95, "rmoe-relu": 1.93}  # tried by neither paper
+COSTS = {"smoe": (960.2, 47.92), "hypermoe": (962.0, 49.69), "smoe-mlp": (964.1, 48.70), "random-smoe": (961.4, 47.72)}
+COSTS |= {"cosine-moe": (962.4, 48.68), "xmoe": (967.5, 48.70), "rmoe": (972.9, 49.46)}  # table 1 of RMoE: s, GB
+LARGE = {"rmoe-900m-smoe": (1000.0, 50.0), "rmoe-900m-rmoe-p128": (1004.0, 50.7)}  # 0.4 % and 1.4 % more
 
 
 @cache
@@ -76,6 +85,33 @@ def printed(run: dict, metric: str) -> float | None:
     return None
 
 
+@cache
+def _shown_of_rmoe() -> list[tuple]:
+    """The runs of each table and figure of RMoE with what it prints of them and how that is matched."""
+    some = [f for f in tables().figures if f["paper"] == "rmoe" and f["reported"] and f["kind"] in ("table", "scaling")]
+    runs = [{run["run"] for run in select(figure["runs"], rows())} for figure in some]
+    pages = [load(REPORTED, stems(figure["reported"])) for figure in some]
+    return list(zip(runs, pages, [parse_match(figure["match"]) for figure in some], strict=True))
+
+
+def of_rmoe(run: dict, metric: str, split: str) -> float | None:
+    """What RMoE printed for one of its small runs, from the first table or figure that shows it."""
+    for names, pages, match in _shown_of_rmoe():
+        found = run["run"] in names and find(pages, match, attributes(run, "best", split), metric)
+        if found:
+            return found.value
+    return None
+
+
+def rmoe_losses(run: dict) -> dict[str, float]:
+    """Losses of a small run of RMoE by split: those behind the printed BPC or perplexity, else made up."""
+    losses = {}
+    for split in ("valid", "test"):
+        bpc, perplexity = of_rmoe(run, "bpc", split), of_rmoe(run, "ppl", split)
+        losses[split] = np.log(perplexity) if perplexity else np.log(2) * (bpc or 1.14)
+    return losses
+
+
 def make_run(
     folder: Path,
     run: dict,
@@ -88,28 +124,36 @@ def make_run(
     loss=2.1,
     scores=None,
     settled=106,
+    test_loss=None,
 ) -> dict:
     """Write seed folders for one run, `shift` lower in loss and higher in accuracy; returns its row.
 
-    scores: task -> % that the harness gave, besides the local tasks.
+    scores: task -> % that the harness gave, besides the local tasks. test_loss: of a run that is tested, too.
     """
     home = folder / "runs" / run["run"]
     for seed in seeds:
         rng = np.random.default_rng(1000 + seed)  # the same text for every run: windows are paired
         place = home / f"seed-{seed}"
         place.mkdir(parents=True)
-        _metrics(run, seed, steps, shift + 2.1 - loss, settled, rng).to_csv(place / "metrics.csv", index=False)
-        _validation(run, seed, steps, loss - shift, snapshots, rng, place)
+        metrics = _metrics(run, seed, steps, shift + 2.1 - loss, settled, rng)
+        if run["paper"] == "rmoe":
+            metrics = metrics.assign(**watched(run, tables().spec(run["run"])["training"] | {"steps": steps}, seed))
+        metrics.to_csv(place / "metrics.csv", index=False)
+        of_splits = {"valid": loss - shift} | ({} if test_loss is None else {"test": test_loss - shift})
+        _validation(run, seed, steps, of_splits, snapshots, rng, place)
         _scores(run, seed, snapshots, tasks, shift, scores or {}, rng, place)
-        (place / "done.json").write_text(json.dumps({"parameters": 123456} | _facts(seed)))
+        (place / "done.json").write_text(json.dumps({"parameters": 123456, "router_parameters": 3456} | _facts(seed)))
         if run["run"] in tables().runs:
             spec = tables().spec(run["run"], seed)
             if run["matches"]:
                 spec["matching"] = {"run": run["matches"], "its_flops": 2.02e15, "flops_a_step": 1e12}
                 spec["matching"]["extra_steps"] = 20
             (place / "run.yaml").write_text(yaml.safe_dump(spec))
+        _domain_losses(loss - shift, snapshots, rng, place)
         if run["run"] in PROBED:
             _probed(run, seed, place)
+        elif run["setup"] in PROBED_SETUPS and run["router"] in ENTROPY:
+            write_probes(run, seed, place)
     return {**run, "folder": str(home)}
 
 
@@ -150,23 +194,34 @@ def _metrics(run, seed, steps, lower, settled, rng) -> pd.DataFrame:
     )
 
 
-def _validation(run, seed, steps, loss, snapshots, rng, place) -> None:
+def _validation(run, seed, steps, losses, snapshots, rng, place) -> None:
     windows, valid = [], []
-    for position, label in enumerate(snapshots):
+    for (position, label), (split, loss) in product(enumerate(snapshots), losses.items()):
         step = steps * (position + 1) // len(snapshots)
         noise = 0.2 * rng.normal(size=64)
         per_window = loss - 0.1 * position + noise - noise.mean()
-        windows += [{"snapshot": label, "window": w, "loss": v} for w, v in enumerate(per_window)]
+        windows += [{"snapshot": label, "split": split, "window": w, "loss": v} for w, v in enumerate(per_window)]
         mean = per_window.mean()
         valid.append(
             {"run": run["run"], "seed": seed, "snapshot": label, "step": step}
-            | {"tokens": 512 * step, "split": "valid", "windows": 64, "loss": mean}
+            | {"tokens": 512 * step, "split": split, "windows": 64, "loss": mean}
             | {"bits_per_byte": mean / np.log(2), "perplexity": np.exp(mean)}
             | {"leaky_loss": mean - 0.1 if run["router"] == "expert-choice" else None}
             | {"later_loss": mean + 0.05 if run["router"] == "lory" else None}
         )
     pd.DataFrame(windows).to_csv(place / "validation_windows.csv", index=False)
     pd.DataFrame(valid).to_csv(place / "validation.csv", index=False)
+
+
+def _domain_losses(loss, snapshots, rng, place) -> None:
+    """The test text of each domain, 20 windows; later snapshots are better, and domains differ."""
+    lines = [
+        {"snapshot": label, "domain": domain, "window": w, "loss": loss - 0.1 * position + 0.2 * d + noise}
+        for position, label in enumerate(snapshots)
+        for d, domain in enumerate(DOMAINS)
+        for w, noise in enumerate(0.1 * rng.normal(size=20))
+    ]
+    pd.DataFrame(lines).to_csv(place / "domain_losses.csv", index=False)
 
 
 def _scores(run, seed, snapshots, tasks, shift, given, rng, place) -> None:
@@ -227,14 +282,17 @@ def remoe(router: str, label: str, experts: int = 8) -> dict:
     return row | {"label": label, "experts": experts, "top_k": 1}
 
 
-def make_results(folder: Path, *, seeds=(0,), steps=300, benchmarks=False) -> list[dict]:
+def make_results(folder: Path, *, seeds=(0,), steps=300, benchmarks=False, paper="") -> list[dict]:
     """Every run of runs.tsv and the files of the scale; returns the rows of the runs.
 
     benchmarks: with the paper's tasks, scored as printed; else the local tasks alone, as without any data of theirs.
+    paper: only the runs of one.
     """
     runs = []
     for run in rows():
-        snapshots = tuple(tables().setups[run["setup"]]["snapshots"])
+        if paper not in ("", run["paper"]):
+            continue
+        snapshots = tuple(tables().spec(run["run"])["snapshots"])
         options = {"steps": steps}
         if run["paper"] == "remoe":
             options["loss"] = printed(run, "valid_loss") or UNPRINTED[run["router"]]
@@ -242,11 +300,34 @@ def make_results(folder: Path, *, seeds=(0,), steps=300, benchmarks=False) -> li
             options["scores"] = found if benchmarks and None not in found.values() else {}
             options["settled"] = int(printed(run, "settling_time") or 106)
             options["steps"] = 600 if steps == 300 and run["setup"] == "remoe-182m-10b" else steps
+        elif tables().setups[run["setup"]]["model"].get("kind") == "span":
+            losses = rmoe_losses(run)
+            options |= {"loss": losses["valid"], "test_loss": losses["test"]}
         else:
             options["shift"] = 0.05 if run["router"] == "rmoe" else 0.0
+            training = tables().spec(run["run"])["training"]
+            if training.get("similarity_points") or training.get("gradient_points"):
+                options["steps"] = training["steps"]
         runs.append(make_run(folder, run, seeds=seeds, snapshots=snapshots, **options))
     _scale_files(folder)
     return runs
+
+
+def _costs() -> pd.DataFrame:
+    """Seconds and memory as printed for the routers of RMoE's table 1, and as said of the large size."""
+    lines = []
+    for run in rows():
+        small = run["setup"] == "rmoe-enwik8-medium" and run["router"] in COSTS and run["reduced"] in (None, 16)
+        if small or run["run"] in LARGE:
+            seconds, memory = COSTS[run["router"]] if small else LARGE[run["run"]]
+            base = COSTS["smoe"] if small else LARGE["rmoe-900m-smoe"]
+            extra, more = 100 * (seconds / base[0] - 1), {}
+            if run["router"] != "smoe":
+                more = {"extra_time_percent": extra, "low_percent": extra - 0.01, "high_percent": extra + 0.01}
+                more["extra_memory_percent"] = 100 * (memory / base[1] - 1)
+            line = {"run": run["run"], "setup": run["setup"], "router": run["router"], "seconds_per_1k": seconds}
+            lines.append(line | more | {"memory_gb": memory, "rounds": 7, "device": "a machine"})
+    return pd.DataFrame(lines)
 
 
 def _scale_files(folder: Path) -> None:
@@ -270,6 +351,7 @@ def _scale_files(folder: Path) -> None:
                 speeds[-1] |= {"tflops": tflops, **difference, "rounds": 7, "device": "a machine"}
     pd.DataFrame(lines).to_csv(folder / "backbones.csv", index=False)
     pd.DataFrame(speeds).to_csv(folder / "speed.csv", index=False)
+    _costs().to_csv(folder / "cost.csv", index=False)
     score = np.linspace(-2, 2, 401)
     others = np.exp([0.5, 0.0, -0.5]).sum()
     weight = np.exp(score) / (np.exp(score) + others)
@@ -285,3 +367,4 @@ def _scale_files(folder: Path) -> None:
         for e in range(3)
     ]
     pd.DataFrame(example).to_csv(folder / "routing_example.csv", index=False)
+    pd.DataFrame(recurrent_example()).to_csv(folder / "recurrent_example.csv", index=False)

@@ -16,7 +16,7 @@ from threading import Thread
 import pytest
 import zstandard
 
-from moe.data import Corpus, fetch, prepare
+from moe.data import Corpus, fetch, load_definition, prepare
 from moe.data.hub import choose_files
 
 WORKFLOW = Path(__file__).parents[1] / "workflow"
@@ -129,16 +129,27 @@ def test_a_damaged_fetched_file_is_named(mirror, tmp_path, damage):
         prepare(definition(), tmp_path / "c", fetched=tmp_path / "f", workers=1)
 
 
-def test_the_two_public_corpora_choose_the_files_they_mean():
+PUBLIC = {  # corpus -> names of the hub's files at its revision, those meant first
+    "pile-gpt2": ([f"train/{i:02d}.jsonl.zst" for i in range(1, 30)], ["train/00.jsonl.zst", "val.jsonl.zst"]),
+    "enwik8": (["enwik8-raw/train/0000.parquet"], ["enwik8/train/0000.parquet", "enwik8-raw/train/index.duckdb"]),
+    "wikitext-103": (
+        [f"wikitext-103-v1/train-{i:05d}-of-00002.parquet" for i in range(2)]
+        + [f"wikitext-103-v1/{split}-00000-of-00001.parquet" for split in ("validation", "test")],
+        ["wikitext-103-raw-v1/train-00000-of-00002.parquet", "wikitext-2-v1/test-00000-of-00001.parquet"],
+    ),
+}
+
+
+@pytest.mark.parametrize("corpus", PUBLIC)
+def test_the_public_corpora_choose_the_files_they_mean(corpus):
     """By the names of their files at the pinned commits, without a network."""
+    meant, others = PUBLIC[corpus]
 
     class Names:
-        files = {f"train/{i:02d}.jsonl.zst": {} for i in range(30)} | {"val.jsonl.zst": {}, "README.md": {}}
+        files = dict.fromkeys([*others, "README.md", *meant])
 
-    import yaml
-
-    pile = yaml.safe_load((WORKFLOW.parent / "config" / "corpora" / "pile-gpt2.yaml").read_text())
-    assert choose_files(pile["source"], Names) == [f"train/{i:02d}.jsonl.zst" for i in range(1, 30)]
+    definition = load_definition(WORKFLOW.parent / "config" / "corpora" / f"{corpus}.yaml")
+    assert choose_files(definition["source"], Names) == meant
 
 
 @pytest.mark.skipif(not REAL, reason="REROUTED_DATA is unset: no real mirror")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe.data import Windows, held_out
+from moe.data import Windows, domain_windows, held_out
 from moe.data.windows import permute
 
 
@@ -106,3 +106,28 @@ def test_too_short_a_split_and_an_uneven_batch_are_named():
         Windows(Tokens(5), "train", 8, 1, 0)
     with pytest.raises(ValueError, match="batch 5 is not divisible among rank 0 of 2 ranks"):
         Windows(Tokens(500), "train", 8, 5, 0).at(0, 0, 2)
+
+
+class Documents(Tokens):
+    """Documents of the numbers 0, 1, 2, … in three domains; the last has too little text."""
+
+    domains = ["a", "b", "c"]
+    starts = np.array([0, 5, 9, 10, 17, 18, 30])
+    of = np.array([0, 1, 0, 1, 2, 0], dtype=np.uint16)
+
+    def documents(self, split):
+        return self.starts, self.of
+
+
+@pytest.mark.parametrize("sequence", [2, 3])
+def test_windows_of_a_domain_are_its_own_documents_one_after_another(sequence):
+    corpus = Documents(30)
+    own = {"a": [*range(5), 9, *range(18, 30)], "b": [*range(5, 9), *range(10, 17)]}
+    found = dict(domain_windows(corpus, "test", sequence))
+    assert set(found) == {"a", "b"}, "a domain shorter than a window is left out"
+    for domain, windows in found.items():
+        assert len(windows) == (len(own[domain]) - 1) // sequence
+        for i, window in enumerate(windows):
+            assert window.tolist() == own[domain][i * sequence : i * sequence + sequence + 1]
+    limited = dict(domain_windows(corpus, "test", sequence, 3))
+    assert [w.tolist() for w in limited["a"]] == [found["a"][i * len(found["a"]) // 3].tolist() for i in range(3)]

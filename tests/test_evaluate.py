@@ -6,6 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -265,16 +267,60 @@ def test_a_benchmark_without_data_is_left_out_with_a_note(tmp_path, capsys):
     assert "note: race is left out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("task", list(benchmarks.BENCHMARKS))
-def test_the_list_of_benchmarks_agrees_with_the_harness(task):
-    lines, path = {}, benchmarks.definition(task)
+def every_definition():
+    """(benchmark, task, file) of each; the first and the last of those that have many."""
+    for name in benchmarks.BENCHMARKS:
+        found = list(benchmarks.definitions(name).items())
+        yield from ((name, *one) for one in dict([found[0], found[-1]]).items())
+
+
+@pytest.mark.parametrize(("name", "task", "path"), every_definition())
+def test_the_list_of_benchmarks_agrees_with_the_harness(name, task, path):
+    lines = {}
     while path:  # what a file does not say, the file that it includes says
         text = path.read_text().replace("!function ", "")
         ours = yaml.safe_load(text)
         lines = ours | lines
         path = path.parent / ours["include"] if "include" in ours else None
     assert lines["task"] == task
-    assert lines["dataset_path"] == benchmarks.BENCHMARKS[task].data
+    assert lines["dataset_path"] == benchmarks.BENCHMARKS[name].data
+
+
+def write_hub(folder, name, configs, **splits):
+    """A data set of the hub with one parquet file a split, the same in every configuration."""
+    place, lines = folder / name, ["---", "configs:"]
+    place.mkdir(parents=True)
+    for split, rows in splits.items():
+        pq.write_table(pa.Table.from_pylist(rows), place / f"{split}.parquet")
+    for config in configs:
+        lines += [f"- config_name: {config}", "  data_files:"]
+        lines += [line for s in splits for line in (f"  - split: {s}", f"    path: {s}.parquet")]
+    (place / "README.md").write_text("\n".join([*lines, "---", ""]))
+
+
+@pytest.mark.slow
+def test_mmlu_is_the_mean_over_all_subjects_documents_and_gsm8k_reads_strictly(tmp_path):
+    parts = benchmarks.definitions("mmlu")
+    assert len(parts) == 57
+    subjects = [name.removeprefix("mmlu_") for name in parts]
+    row = {"question": "one?", "choices": ["a", "b", "c", "d"]}
+    questions = [row | {"answer": n, "subject": "x"} for n in (0, 1, 2)]
+    write_hub(tmp_path, "cais/mmlu", subjects, test=questions, dev=questions)
+    sums = [{"question": f"{n} and 1?", "answer": f"Add.\n#### {n + 1}"} for n in range(8)]
+    write_hub(tmp_path, "openai/gsm8k", ["main"], train=sums, test=sums[:2])
+    asked = {"benchmark": ["mmlu/acc", "gsm8k/exact_match"]}
+    wanted = wanted_tasks(asked, tmp_path, {"mirror": tmp_path}, required=True)
+    scores, samples = evaluate.evaluate(one_snapshot(tiny_run()), wanted, limit=2)
+    found = {score["task"]: score for score in scores}
+    assert set(found) == {*parts, "mmlu", "gsm8k"}
+    assert found["mmlu"]["documents"] == 2 * 57 and found["mmlu"]["shots"] == 0 and found["gsm8k"]["shots"] == 5
+    assert found["mmlu"]["value"] == pytest.approx(sum(found[part]["value"] for part in parts) / 57)
+    assert {sample["task"] for sample in samples} == {"mmlu", "gsm8k"} and len(samples) == 2 * 57 + 2
+    assert found["gsm8k"]["value"] in (0, 0.5, 1) and found["gsm8k"]["documents"] == 2
+
+
+def one_snapshot(run):
+    return run._replace(snapshots=run.snapshots[:1])
 
 
 MIRROR = Path(os.environ.get("REROUTED_DATA", "nowhere")) / "mirror"
@@ -345,8 +391,14 @@ COMMANDS = {  # first file -> the command, its options with a place each, and th
         {"--output": "validation.csv", "--windows-output": "validation_windows.csv"},
         ["validation_windows.csv"],
     ),
+    "domain_losses.csv": (validate.main, {"--domains-output": "domain_losses.csv"}, []),
     "scores.csv": (evaluate.main, {"--output": "scores.csv", "--samples": "samples.csv"}, ["samples.csv"]),
-    "routing.csv": (probe.main, {"--output": "."}, ["token_activity.csv", "top_tokens.csv"]),
+    "routing.csv": (
+        probe.main,
+        {"--output": "."},
+        [f"{name}.csv" for name in ("token_activity", "top_tokens", "score_statistics", "score_entropy")]
+        + ["mutual_information.csv", "weights.csv"],
+    ),
 }
 
 

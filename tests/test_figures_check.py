@@ -16,6 +16,7 @@ RUNS = [{**run, "folder": "results/x"} for run in rows()]
 TABLE2 = next(row for row in ROWS if row["figure"] == "table2")
 FIG3 = next(row for row in ROWS if row["figure"] == "fig3")
 TABLE1 = next(row for row in ROWS if row["figure"] == "table1")
+RMOE1 = next(row for row in ROWS if (row["paper"], row["figure"]) == ("rmoe", "table1"))
 FIG9 = next(row for row in ROWS if row["figure"] == "fig9")
 FIG6A = next(row for row in ROWS if row["figure"] == "fig6a")
 FIG5 = next(row for row in ROWS if row["figure"] == "fig5")
@@ -63,6 +64,8 @@ def test_a_query_sees_numbers_as_numbers_and_keeps_the_order():
         (TABLE2, {"match": "{router: ruoter}"}, ["column match", "'ruoter'", "'router'"]),
         (TABLE2, {"match": "{router: router"}, ["column match", "is not YAML"]),
         (TABLE2, {"match": "router"}, ["column match", "not a mapping"]),
+        (RMOE1, {"y": "enwik9:valid_bpc"}, ["column y", "'enwik9'", "'enwik8'"]),
+        (RMOE1, {"y": "enwik8:valid_bpx"}, ["column y", "'valid_bpx'", "'valid_bpc'"]),
         (TABLE2, {"title": ""}, ["column title", "is empty"]),
     ],
 )

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from moe.accounting import forward_flops, parameter_counts, training_flops, utilisation
-from moe.model import Decoder
-from moe.routers import ROUTERS, Routing, options_of
+from moe.accounting import forward_flops, parameter_counts, sequence_flops, training_flops, utilisation
+from moe.model import IGNORED, Decoder
+from moe.routers import ROUTERS, Routing, Sequences, options_of
 from moe.routers.relu import ReLU
 from moe.snapshots import build_model
 from moe.tables import Tables, load_yaml
@@ -60,14 +60,95 @@ def test_rmoe_has_exactly_the_parameters_of_its_shape(router, more):
     assert counts["parameters"] - counts["embedding_parameters"] == 818_443_520 + more
 
 
-def test_forward_flops_are_those_of_the_matrix_products():
+@pytest.mark.parametrize(
+    ("router", "total", "active"),
+    [
+        ("smoe", 14_940_963_072, 2_728_067_328),
+        ("smoe-mlp", 14_953_817_088, 2_740_921_344),
+        ("rmoe", 14_945_420_288, 2_732_524_544),
+    ],
+)
+def test_our_shape_of_the_largest_model_has_15b_parameters_2_7b_of_them_active(router, total, active):
+    """The paper gives these two numbers and no shape; what stands here is ours."""
+    given = setup("rmoe-15b-120b")
+    counts = parameter_counts(on_meta(**given["model"], router={"name": router} | given["router"], experts=64, top_k=6))
+    assert (counts["parameters"], counts["active_parameters"]) == (total, active)
+    assert round(total / 1e9) == 15 and round(active / 1e9, 1) == 2.7
+    expert = 3 * 2304 * 1088
+    assert total - active == 28 * 58 * expert
+
+
+@pytest.mark.parametrize("shared", [0, 3])
+def test_forward_flops_are_those_of_the_matrix_products(shared):
     """Counted by torch's own counter on a dense model (which does not see the causal halving either)."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = Decoder(**SMALL, router={"name": "none"})
+    model = Decoder(**SMALL, router={"name": "none"}, shared_experts=shared)
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         model(torch.zeros(1, 32, dtype=torch.long))
-    assert counter.get_total_flops() == forward_flops(32, **{k: SMALL[k] for k in SHAPE})
+    assert counter.get_total_flops() == forward_flops(32, shared_experts=shared, **{k: SMALL[k] for k in SHAPE})
+
+
+def test_flops_of_a_step_count_shared_experts_of_the_width_after_granularity():
+    shape = {k: SMALL[k] for k in SHAPE}
+    model = shape | {"granularity": 2, "shared_experts": 3}
+    assert sequence_flops(model, 32, 1.5) == training_flops(32, active_experts=1.5 + 3 / 2, **shape)
+    assert sequence_flops(shape, 32, 1.5) == training_flops(32, active_experts=1.5, **shape)
+
+
+@pytest.mark.parametrize("granularity", [1, 2])
+def test_shared_experts_are_the_sum_of_swiglus_that_every_token_takes(granularity):
+    torch.manual_seed(0)
+    sizes = SMALL | {"expert_width": 24, "experts": 4, "top_k": 2, "granularity": granularity}
+    model = Decoder(**sizes, shared_experts=3, router={"name": "rmoe", "state": 8}).double().eval()
+    block, width = model.blocks[0], 24 // granularity
+    x_BSD = torch.randn(2, 5, 16, dtype=torch.float64)
+    out_BSD, _ = block(x_BSD, model.router, 0, None, Sequences(torch.zeros(2, 5, dtype=torch.long)))
+    shared, block.shared = block.shared, None
+    without_BSD, _ = block(x_BSD, model.router, 0, None, Sequences(torch.zeros(2, 5, dtype=torch.long)))
+    h_BSD = block.experts_norm(x_BSD + block.attention(block.attention_norm(x_BSD)))
+    gate, up = shared.gate_up.weight.chunk(2)
+    expected = 0
+    for expert in range(3):
+        rows = slice(expert * width, (expert + 1) * width)
+        hidden = torch.nn.functional.silu(h_BSD @ gate[rows].t()) * (h_BSD @ up[rows].t())
+        expected = expected + hidden @ shared.out.weight[:, rows].t()
+    torch.testing.assert_close(out_BSD - without_BSD, expected)
+    assert gate.shape[0] == 3 * width
+
+
+def test_one_expert_and_a_shared_one_are_the_dense_model_with_a_shared_one():
+    """The law of E = 1: a router with one expert and weight 1 is the feed-forward network."""
+    torch.manual_seed(0)
+    dense = Decoder(**SMALL, router={"name": "none"}, shared_experts=2).eval()
+    routed = Decoder(**SMALL, router={"name": "smoe"}, shared_experts=2).eval()
+    state = dense.state_dict()
+    for layer, block in enumerate(dense.blocks):
+        state[f"blocks.{layer}.experts.in_EDF"] = block.feed_forward.gate_up.weight.t()[None]
+        state[f"blocks.{layer}.experts.out_EFD"] = block.feed_forward.out.weight.t()[None]
+    routed.load_state_dict(state, strict=False)
+    tokens = torch.randint(50, (2, 9))
+    torch.testing.assert_close(routed(tokens), dense(tokens))
+
+
+def test_padding_is_in_no_loss_and_takes_no_expert():
+    torch.manual_seed(0)
+    model = Decoder(**SMALL, router={"name": "rmoe", "state": 8}, experts=4, top_k=2, shared_experts=1).train()
+    rows = [torch.randint(50, (n,)) for n in (9, 5)]
+    one = [model(row[None, :-1], row[None, 1:]) for row in rows]
+    targets = torch.full((2, 8), IGNORED)
+    inputs, real = torch.zeros(2, 8, dtype=torch.long), torch.zeros(2, 8, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        inputs[i, : len(row) - 1], targets[i, : len(row) - 1], real[i, : len(row) - 1] = row[:-1], row[1:], True
+    model.after_step()
+    loss, _ = model(inputs, targets, real_BS=real)
+    torch.testing.assert_close(loss, (8 * one[0][0] + 4 * one[1][0]) / 12)
+    assert model.router.tokens_L == [12, 12] and model.router.active_LE.sum() == 2 * 12 * 2
+    inputs[1, 4:] = 7  # whatever the padding is
+    torch.testing.assert_close(model(inputs, targets, real_BS=real)[0], loss)
+    targets[0, :6] = IGNORED  # a prompt
+    losses = -model(rows[0][None, :-1])[0].log_softmax(-1).gather(-1, rows[0][1:, None])
+    torch.testing.assert_close(model(inputs[:1], targets[:1], real_BS=real[:1])[0], losses[6:].mean())
 
 
 @pytest.mark.parametrize("name", ROUTERS)

@@ -7,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_run import SEQUENCE, TinyCorpus, tiny_run, write_corpus, write_run
+from tiny_run import SEQUENCE, TinyCorpus, tiny_model, tiny_run, write_corpus, write_run
 
-from moe import probe, statistics
+from moe import probe, score_statistics, statistics
 from moe.routers import ROUTERS
+from moe.score_statistics import ScoreTables
+from moe.weights import WEIGHTS
 
 
 def loop_counts(run):
@@ -148,6 +150,47 @@ def test_an_expert_lists_its_most_faithful_tokens_first():
     assert top["place"].tolist() == [1, 2, 3]
 
 
+def check_scores_and_weights(folder, router):
+    scores = pd.read_csv(folder / "score_statistics.csv")
+    weights = pd.read_csv(folder / "weights.csv")
+    information = pd.read_csv(folder / "mutual_information.csv")
+    assert list(scores.columns) == score_statistics.STATISTICS and list(weights.columns) == WEIGHTS
+    if router == "none":
+        assert scores.empty and weights.empty and information.empty
+        return
+    assert set(scores["layer"]) == {"0", "1", "all"} and len(information) == 3
+    assert scores.set_index(["layer", "statistic"]).loc[("0", "entropy"), "tokens"] == 64  # probe_tokens
+    model = tiny_model(router)
+    start = tiny_model(router, seed=1)  # of the run's own seed, built anew
+    for layer, row in weights.iterrows():
+        assert row["norm"] == pytest.approx(model.router.scores.maps[layer].weight.norm().item(), rel=1e-5)
+        assert row["initial_norm"] == pytest.approx(start.router.scores.maps[layer].weight.norm().item(), rel=1e-5)
+        assert row["similarity_of_random"] == 0.75 and 0.5 < row["expert_similarity"] < 1.5
+    sizes = [path.stat().st_size for path in map(folder.joinpath, ("score_entropy.csv", "weights.csv"))]
+    assert max(sizes) < 10_000
+
+
+@pytest.mark.parametrize("router", list(ROUTERS))
+def test_scores_are_the_softmax_over_all_experts(router):
+    run = tiny_run(router)
+    model = run.model("10B")
+    seen = []
+    model.router.scores and model.router.scores.register_forward_hook(lambda module, given, made: seen.append(made))
+    tables = ScoreTables(10**6)
+    probe.probe(run, "10B", model=model, scores=tables)
+    made = tables.tables()["score_statistics.csv"].set_index(["layer", "statistic"])
+    if not seen:  # hash routing has no scores but its choice
+        assert made.loc[(0, "entropy"), "mean"] == 0 and made.loc[(0, "outer_balance"), "mean"] == 1
+        return
+    raw = [torch.cat(seen[layer::2]) for layer in range(2)]
+    if "residual_weight" in ROUTERS[router]:  # np-r: with the residual in
+        raw[1] = raw[1] + ROUTERS[router]["residual_weight"] * raw[0]
+    for layer, scores in enumerate(raw):
+        expected = torch.distributions.Categorical(logits=scores.double()).entropy()
+        assert made.loc[(layer, "entropy"), "mean"] == pytest.approx(expected.mean().item(), rel=1e-4)
+        assert made.loc[(layer, "entropy"), "median"] == pytest.approx(expected.quantile(0.5).item(), rel=1e-4)
+
+
 def test_the_command_writes_the_small_tables_and_the_whole_on_demand(tmp_path):
     corpus = write_corpus(tmp_path / "corpus")
     for router in ("relu", "none"):
@@ -163,6 +206,7 @@ def test_the_command_writes_the_small_tables_and_the_whole_on_demand(tmp_path):
         assert activity["occurrences"].sum() == pd.read_parquet(folder / "occurrences.parquet")["occurrences"].sum()
         assert len(routing) == (2 * 2 * 4 if router == "relu" else 0)  # layers, domains, experts
         assert (activity["text"] != "").all()
+        check_scores_and_weights(folder, router)
         assert list(pd.read_csv(folder / "top_tokens.csv").columns)[:5] == [
             "layer",
             "expert",

@@ -13,6 +13,7 @@ from moe.routers import ROUTERS, options_of
 
 RANKS, STEPS = 2, 3
 SHAPE = dict(vocabulary=50, width=32, layers=3, heads=4, kv_heads=2, expert_width=48, experts=4, top_k=2, init_std=0.2)
+SHAPE |= dict(shared_experts=1)  # whole on every rank, however the others are spread
 
 
 def make(name):

@@ -12,7 +12,8 @@ from moe.accounting import parameter_counts
 from moe.experts import ReLUExperts
 from moe.routers import ROUTERS
 from moe.snapshots import build_model
-from moe.span import SpanBlock, SpanDecoder, _router, skewed, span_attention
+from moe.span import SpanBlock, SpanDecoder, _router
+from moe.span_attention import _band, _masked, band, keep, skewed, span_attention
 from moe.tables import Tables, load_yaml
 
 ROOT = Path(__file__).parent.parent
@@ -59,10 +60,11 @@ def drawn(S, W, seed, B=2, H=3, C=4):
 def test_attention_is_that_of_a_loop_over_the_states_before_each_token(S, W, seed):
     inputs = drawn(S, W, seed)
     results = []
-    for attend in (span_attention, looked_up):
+    for attend in (span_attention, looked_up, lambda *inputs: _masked(*inputs, 0.0)):
         y = attend(*inputs)
         results.append([y, *torch.autograd.grad((y * torch.arange(y.numel()).view(y.shape).sin()).sum(), inputs)])
-    torch.testing.assert_close(*results)
+    torch.testing.assert_close(results[0], results[1])
+    torch.testing.assert_close(results[2], results[1])
 
 
 def test_attention_over_several_chunks_of_queries():
@@ -72,6 +74,35 @@ def test_attention_over_several_chunks_of_queries():
 
 def test_attention_has_the_right_gradients():
     assert torch.autograd.gradcheck(span_attention, drawn(3, 5, 1, B=1, H=2))
+
+
+def test_attention_has_the_right_gradients_where_weights_are_dropped():
+    def attend(*inputs):
+        torch.manual_seed(3)
+        return _band(*inputs, 0.4)
+
+    inputs = drawn(3, 5, 1, B=1, H=2)
+    assert torch.autograd.gradcheck(attend, inputs)
+    q, k, v, positions = inputs
+    torch.manual_seed(3)
+    kept, scale = keep(torch.empty(2, 3, 5), 0.4)
+    scores = band((q @ k.mT).flatten(0, 1)) + (q @ positions).flatten(0, 1)
+    weights = (scores / 2).softmax(-1) * kept * scale  # C = 4
+    seen = torch.stack([v[0, :, i : i + 5] for i in range(3)], 1)
+    torch.testing.assert_close(attend(*inputs)[0], torch.einsum("nqw,nqwc->nqc", weights, seen))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5, 0.9])
+def test_so_many_are_dropped_and_the_mean_stays(dropout):
+    torch.manual_seed(0)
+    kept, scale = keep(torch.empty(400, 999), dropout)
+    share = kept.double().mean()
+    deviation = (dropout * (1 - dropout)) ** 0.5
+    assert abs(share - (1 - dropout)) <= 5 * deviation / kept.numel() ** 0.5 + 2**-17
+    assert float(share) * scale == pytest.approx(1.0, abs=0.02)
+    lanes = kept.flatten()[: kept.numel() // 4 * 4].view(-1, 4).double()  # four share a number, and are independent
+    correlations = torch.corrcoef(lanes.T) if dropout else torch.eye(4)
+    assert (correlations - torch.eye(4)).abs().max() < 5 / len(lanes) ** 0.5
 
 
 def test_rows_are_moved_by_their_number():

@@ -106,6 +106,16 @@ def test_a_killed_training_goes_on_to_the_bit_with_what_it_remembered(undisturbe
     assert_same_to_the_bit(undisturbed, folder)
 
 
+def test_measuring_experts_and_gradients_leaves_what_is_remembered_alone(undisturbed, corpus, tmp_path):
+    folder = write_spec(tmp_path / "watched", similarity_points=4, gradient_points=[0.1, 1.0], gradient_steps=3)
+    rows = numbers(trained(folder, corpus))
+    for plain, watched in zip(numbers(undisturbed), rows, strict=True):
+        assert {key: watched[key] for key in plain} == plain  # with dropout, and a cache from step to step
+    assert [int(row["step"]) for row in rows if row["router_gradient"]] == [1, 2, 3, 10, 11, 12]
+    last = rows[-1]
+    assert 0 < float(last["router_gradient"]) != float(last["router_gradient_lm"]) > 0
+
+
 def test_micro_batches_and_ranks_change_rounding_alone(corpus, tmp_path):
     options = dict(learning_rate=5e-3, final_learning_rate=5e-3, steps=6)
     model = dict(dropout=0.0)  # drawn for each micro-batch
@@ -187,8 +197,10 @@ def test_validation_and_test_read_eight_streams_with_the_cache(undisturbed, corp
         text_bytes = (texts[:, 1:] != 256).sum().item()  # the end of text stands for none
         assert float(row["bits_per_byte"]) == pytest.approx(losses.sum().item() / math.log(2) / text_bytes, rel=1e-5)
     with windows.open() as file:
-        by_block = [float(row["loss"]) for row in csv.DictReader(file)]
-    assert np.mean(by_block) == pytest.approx(float(rows["valid"]["loss"]))
+        blocks = list(csv.DictReader(file))
+    for split, row in rows.items():
+        losses = [float(block["loss"]) for block in blocks if block["split"] == split]
+        assert np.mean(losses) == pytest.approx(float(row["loss"]))
 
 
 def test_the_probe_reads_the_running_text(undisturbed, corpus):
@@ -203,7 +215,8 @@ def test_the_probe_reads_the_running_text(undisturbed, corpus):
     assert occurrences["occurrences"].sum() == texts.size
     for table, routing in zip(layers, routings, strict=True):
         assert table["routed"].sum() == (routing.gates_TE > 0).sum() == 2 * texts.size
-        by_expert = torch.from_numpy(table.groupby("expert")["gate"].sum().to_numpy())
+        by_expert = table.groupby("expert")["gate"].sum().reindex(range(4), fill_value=0.0)
+        by_expert = torch.from_numpy(by_expert.to_numpy())
         torch.testing.assert_close(by_expert, routing.gates_TE.double().sum(0), rtol=1e-4, atol=1e-3)
 
 

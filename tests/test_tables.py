@@ -115,6 +115,19 @@ SPOILED = {
     "corpus: a list that is a number": ("corpora/smoke.yaml", "limit_mb: 1", "limit_mb: 1, domains: 5", "corpora/smoke.yaml, key source.domains: 5 is not of type 'array', 'null'"),
     "corpus: infinite": ("corpora/smoke.yaml", "limit_mb: 1", "limit_mb: .inf", "corpora/smoke.yaml, key source.limit_mb: inf is not finite, expected a number"),
     "corpus: a key twice": ("corpora/smoke.yaml", "tokenizer: {kind: bytes}", "tokenizer: {kind: bytes}\nsource: {kind: local}", "corpora/smoke.yaml, line 4: is not valid YAML (key 'source' stands there and in line 2, expected once)"),
+    "fine-tuned: unknown base": ("finetunes.tsv", "sft\trmoe-900m-smoe\t", "sft\trmoe-900m-smo\t", "finetunes.tsv, row rmoe-900m-smoe-20b-sft, column base: 'rmoe-900m-smo' is unknown; the nearest valid name is 'rmoe-900m-smoe'"),
+    "fine-tuned: unknown snapshot": ("finetunes.tsv", "\t20B\t", "\t25B\t", "row rmoe-900m-smoe-20b-sft, column at: '25B' is unknown; the nearest valid name is '20B'"),
+    "fine-tuned: unknown variant": ("finetunes.tsv", "\tgate\n", "\tgates\n", "row rmoe-900m-smoe-20b-sft-frozen-gate, column frozen: 'gates' is unknown; the nearest valid name is 'gate'"),
+    "fine-tuned: a cell that there is not": ("finetunes.tsv", "\tgate\n", "\trouter+gru\n", "column frozen of a run with router smoe: 'router+gru' is unknown; valid: gate, none"),
+    "fine-tuned: another cell": ("finetunes.tsv", "\trouter+rnn\n", "\trouter+gru\n", "column frozen of a run with router rmoe-rnn: 'router+gru' is unknown; the nearest valid name is 'router+rnn'"),
+    "fine-tuned: a setup of pretraining": ("finetunes.tsv", "sft\trmoe-0.9b-sft\t", "sft\trmoe-0.9b\t", "column setup: 'rmoe-0.9b' has no key finetune, expected a setup that has"),
+    "fine-tuned: a run of another setup": ("finetunes.tsv", "sft\trmoe-900m-smoe\t20B", "sft\trmoe-15b-120b-smoe\t80B", "column setup: 'rmoe-0.9b-sft' has another model, router or corpus than 'rmoe-15b-120b', the setup of run rmoe-15b-120b-smoe"),
+    "fine-tuned: a name of runs.tsv": ("finetunes.tsv", "rmoe-900m-smoe-20b-sft\t", "rmoe-900m-smoe\t", "row rmoe-900m-smoe: the name stands in two rows"),
+    "fine-tuned: column renamed": ("finetunes.tsv", "\tfrozen\n", "\tfrosen\n", "column 'frosen' is unknown; the nearest valid name is 'frozen'"),
+    "pretrained with a setup of fine-tuning": ("runs.tsv", "\trmoe-0.9b\t", "\trmoe-0.9b-sft\t", "row rmoe-900m-rmoe-p128, column setup: 'rmoe-0.9b-sft' is unknown; the nearest valid name is 'rmoe-0.9b'"),
+    "setup: unknown instructions": ("scales/smoke.yaml", "instructions: docstrings-bytes", "instructions: docstring-bytes", "key finetune.instructions: 'docstring-bytes' is unknown; the nearest valid name is 'docstrings-bytes'"),
+    "instructions: unknown kind": ("instructions/docstrings.yaml", "kind: docstrings", "kind: docstring", "instructions/docstrings.yaml, key kind: 'docstring' is unknown; the nearest valid name is 'docstrings'"),
+    "instructions: unknown key": ("instructions/docstrings.yaml", "limit:", "limits:", "instructions/docstrings.yaml: key 'limits' is unknown; the nearest valid name is 'limit'"),
 }  # fmt: skip
 
 

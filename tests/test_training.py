@@ -173,6 +173,44 @@ def test_measuring_flips_disturbs_no_training_and_resumes_exactly(every, undistu
     assert_same_to_the_bit(trained(folder, corpus), whole)
 
 
+WATCHED = dict(similarity_points=3, gradient_points=[0.0, 0.5, 1.0], gradient_steps=2)
+MEASURED = ("similarity_0", "similarity_1", "router_gradient", "router_gradient_lm", "drop_ratio")
+
+
+def measured(folder):
+    """Column -> {step: value} of what was measured now and then."""
+    rows = numbers(folder)
+    return {name: {int(row["step"]): float(row[name]) for row in rows if row[name]} for name in MEASURED}
+
+
+@pytest.mark.parametrize("router", ["relu", "rmoe"])
+def test_measuring_experts_and_gradients_disturbs_no_training_and_resumes_exactly(
+    router, undisturbed, corpus, tmp_path
+):
+    whole = trained(write_spec(tmp_path / "whole", router, **WATCHED), corpus)
+    for plain, watched in zip(numbers(undisturbed(router)), numbers(whole), strict=True):
+        assert {key: value for key, value in watched.items() if key not in MEASURED} == plain
+    mine, other = weights(whole), weights(undisturbed(router))
+    assert all((mine[key] == other[key]).all() for key in other)
+    for name, found in measured(whole).items():
+        assert list(found) == ([4, 8, 12] if name.startswith("similarity") else [1, 2, 5, 6, 11, 12])
+        assert all(math.isfinite(value) and value >= 0 for value in found.values())
+    folder = write_spec(tmp_path / "run", router, **WATCHED)
+    code, stderr = interrupted(folder, corpus, after=0)
+    assert code == 75, stderr
+    assert_same_to_the_bit(trained(folder, corpus), whole)
+
+
+@pytest.mark.parametrize(("ranks", "change"), [(1, dict(micro_batch=2)), (2, {}), (2, dict(expert_ranks=2))])
+def test_what_is_measured_does_not_depend_on_how_the_work_is_split(ranks, change, corpus, tmp_path):
+    whole = measured(trained(write_spec(tmp_path / "one", "smoe", **WATCHED), corpus))
+    split = measured(trained(write_spec(tmp_path / "other", "smoe", **(WATCHED | change)), corpus, ranks))
+    for name in MEASURED:
+        # the balance loss, and so the training, is by micro-batch; of 256 assignments a near tie may go the other way
+        loose = {"rel": 0.02} if name.startswith("router") else {"rel": 2e-3, "abs": 0.01 if "drop" in name else 1e-6}
+        assert split[name] == pytest.approx(whole[name], **loose), name
+
+
 def test_usr1_checkpoints_and_asks_to_be_requeued(corpus, tmp_path):
     folder = write_spec(tmp_path / "run", steps=4000, checkpoint_every=10_000)
     code, stderr = interrupted(folder, corpus, after=0, number=signal.SIGUSR1)

@@ -44,6 +44,23 @@ def test_the_loss_is_that_of_a_model_that_sees_only_the_tokens_before(router):
     assert of_first == pytest.approx(np.reshape(losses, (-1, SEQUENCE)).mean(1), rel=1e-5)
 
 
+def test_losses_of_domains_are_those_of_their_own_windows():
+    run = tiny_run("rmoe", windows=4)
+    rows = validate.domain_losses(run)
+    assert {(row["snapshot"], row["domain"]) for row in rows} == {
+        (s, d) for s in ("5B", "10B") for d in ("prose", "code")
+    }
+    code = np.concatenate(
+        [run.corpus.flat[a:b] for a, b in ((run.corpus.starts[i], run.corpus.starts[i + 1]) for i in (1, 3))]
+    )
+    with torch.no_grad():
+        expected = np.reshape(loop_losses(run.model("10B"), code), (-1, SEQUENCE)).mean(1)
+    found = [row["loss"] for row in rows if row["snapshot"] == "10B" and row["domain"] == "code"]
+    assert len(found) == 2, "each of two domains gets its share of four windows"
+    chosen = [i * len(expected) // 2 for i in range(2)]
+    assert found == pytest.approx(expected[chosen], rel=1e-5)
+
+
 @pytest.mark.parametrize("router", EVERY)
 def test_a_window_does_not_care_about_later_tokens_or_other_windows(router):
     model = tiny_model(router)

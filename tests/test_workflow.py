@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "HF_"))}
 ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 RUNS = [row["run"] for row in read_tsv(ROOT / "config/runs.tsv")]
+TUNED = [row["run"] for row in read_tsv(ROOT / "config/finetunes.tsv")]
 FIGURES = [(row["paper"], row["figure"]) for row in read_tsv(ROOT / "config/figures.tsv")]
 CLAIMS = {(row["paper"], row["claim"]) for row in read_tsv(ROOT / "config/claims.tsv")}
 
@@ -58,26 +59,27 @@ def test_one_command_makes_every_table_figure_and_verdict(finished):
     folder, said = finished
     drawn = folder / "paper_figures/smoke"
     for paper, name in FIGURES:
-        for ending in ("csv", "md", "tex") if name.startswith("table") else ("svg", "png", "csv"):
+        for ending in ("svg", "png", "csv") if name.startswith("fig") else ("csv", "md", "tex"):
             assert (drawn / paper / f"{name}.{ending}").stat().st_size > 50, (paper, name, ending)
     verdicts = (drawn / "claims.md").read_text()
     assert "at scale smoke (not the paper's size)" in verdicts
     assert all(f"{ {'remoe': 'ReMoE', 'rmoe': 'RMoE'}[paper] } claim {claim}" in verdicts for paper, claim in CLAIMS)
     assert re.search(r"holds|contradicted|inconclusive", verdicts)
-    for run in RUNS:
+    for run in [*RUNS, *TUNED]:
         assert re.search(rf"{run} seed 0  .* parameters", said), "the user sees which run is training"
     assert "paper_figures/smoke/claims.md" in said, "the user is told where to look"
 
 
 def test_every_run_leaves_its_record(finished):
-    for run in RUNS:
+    for run in [*RUNS, *TUNED]:
         folder = finished[0] / "results/smoke/runs" / run / "seed-0"
         for name in ("run.yaml", "metrics.csv", "done.json", "validation.csv"):
             assert (folder / name).exists(), (run, name)
         done = json.loads((folder / "done.json").read_text())
         manifest = json.loads((finished[0] / "results/corpora/smoke/manifest.json").read_text())
         assert done["data"] == manifest["fingerprint"]
-        assert set(done["snapshots"]) <= {"10B", "20B", "30B", "40B", "120B"}
+        labels = {"10B", "20B", "30B", "40B", "80B", "100B", "120B", "200B", "280B", "400B", "best"}
+        assert set(done["snapshots"]) <= labels
         assert any((folder / "tensorboard").iterdir())
 
 
@@ -167,6 +169,23 @@ def test_a_killed_workflow_goes_on_with_the_same_command(finished, tmp_path):
         assert mine == other
 
 
+def test_a_fine_tuned_run_is_made_from_nothing_and_again_where_its_base_is(tmp_path):
+    folder, run = fresh(tmp_path), "rmoe-900m-smoe-20b-sft-frozen-gate"
+    made = f"results/smoke/runs/{run}/seed-0"
+    wanted = [f"{made}/validation.csv", f"{made}/scores.csv"]
+    snakemake(folder, *wanted)
+    done = json.loads((folder / made / "done.json").read_text())
+    assert done["base"]["run"] == "rmoe-900m-smoe" and list(done["snapshots"]) == ["20B"]
+    scores = list(csv.DictReader((folder / made / "scores.csv").open()))
+    assert {row["task"] for row in scores} == {"local_last_word", "local_best_ending", "local_cloze"}
+    assert {row["snapshot"] for row in scores} == {"20B"}
+    assert "Nothing to be done" in snakemake(folder, *wanted, "--dry-run")
+    table = folder / "config/scales/smoke.yaml"
+    table.write_text(table.read_text().replace("learning_rate: 2.4e-4", "learning_rate: 1.2e-4"))
+    planned = jobs(snakemake(folder, *wanted, "--dry-run"))
+    assert planned["finetune"] == planned["freeze_run"] == 1 and "train" not in planned
+
+
 def test_a_second_workflow_in_one_folder_is_refused(tmp_path):
     folder = fresh(tmp_path)
     (folder / ".snakemake").mkdir()
@@ -197,5 +216,6 @@ def test_a_wrong_table_ends_the_workflow_with_one_sentence(file, old, new, says,
 
 def test_a_fresh_clone_has_everything_to_do(tmp_path):
     planned = jobs(snakemake(fresh(tmp_path), "--dry-run"))
-    assert planned["train"] == planned["freeze_run"] == len(RUNS)
+    assert planned["train"] == len(RUNS) and planned["finetune"] == len(TUNED)
+    assert planned["freeze_run"] == len(RUNS) + len(TUNED) and planned["prepare_instructions"] == 1
     assert planned["draw_figure"] + planned["draw_table"] == len(FIGURES)

@@ -19,7 +19,10 @@ from moe.wrong import did_you_mean
 
 
 class Benchmark(NamedTuple):
-    """A task of the harness: its file below the harness' tasks, its data set on the hub, the pinned revision."""
+    """A task of the harness: its file below the harness' tasks, its data set on the hub, the pinned revision.
+
+    A pattern instead of a file: a benchmark of several tasks, whose score is the mean over all of their documents.
+    """
 
     file: str
     data: str
@@ -36,12 +39,14 @@ BENCHMARKS = {
         "aps/super_glue",
         "3de24cf8022e94f4ee4b9d55a6f539891524d646",
     ),
+    "gsm8k": Benchmark("gsm8k/gsm8k.yaml", "openai/gsm8k", "e53f048856ff4f594e959d75785d2c2d37b678ee"),
     "hellaswag": Benchmark(
         "hellaswag/hellaswag.yaml",
         "Rowan/hellaswag",
         "218ec52e09a7e7462a5400043bb9a69a41d06b76",
     ),
     "lambada_openai": Benchmark("lambada/lambada_openai.yaml", *LAMBADA),
+    "mmlu": Benchmark("mmlu/default/mmlu_*.yaml", "cais/mmlu", "c30699e8356da336a370243923dbaf21066bb9fe"),
     "piqa": Benchmark("piqa/piqa.yaml", "baber/piqa", "142f6d7367fd9877f0fb3b5734ea6a545f54cdd1"),
     "race": Benchmark("race/race.yaml", "EleutherAI/race", None),
     "sciq": Benchmark("sciq/sciq.yaml", "allenai/sciq", "2c94ad3e1aafab77146f384e23536f97a4849815"),
@@ -55,10 +60,13 @@ def benchmark(task: str) -> Benchmark:
     return BENCHMARKS[task]
 
 
-def definition(task: str) -> Path:
-    """The harness' own, unmodified file of a task (found without importing the harness)."""
-    package = importlib.util.find_spec("lm_eval")
-    return Path(package.submodule_search_locations[0]) / "tasks" / benchmark(task).file
+def definitions(task: str) -> dict[str, Path]:
+    """The harness' own, unmodified files by the tasks that they define (found without importing the harness)."""
+    package, file = importlib.util.find_spec("lm_eval"), benchmark(task).file
+    folder = Path(package.submodule_search_locations[0]) / "tasks"
+    if "*" not in file:
+        return {task: folder / file}
+    return {path.stem: path for path in sorted(folder.glob(file))}
 
 
 def locate(task: str, places: dict[str, Path | None]) -> tuple[str, Path] | None:

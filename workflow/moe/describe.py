@@ -58,3 +58,26 @@ def routing_example(tokens: int = 3, experts: int = 4, width: int = 16, seed: in
         for t, row in enumerate(scores_TE)
         for e, s in enumerate(row)
     ]
+
+
+@torch.no_grad()
+def recurrent_example(layers: int = 3, experts: int = 4, width: int = 16, state: int = 5, seed: int = 0) -> list[dict]:
+    """What RMoE's router does to one token, from one small forward pass through its layers (RMoE, figure 1).
+
+    A row a number: layer, part (input, projected, memory: what the layer is handed, state: what it hands on, score,
+    weight), place, value. Random weights and inputs, two experts a token; nothing was trained and no scale enters.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        router = build_router("rmoe", layers=layers, width=width, experts=experts, top_k=2, state=state).eval()
+        inputs_LD = torch.randn(layers, width)
+    rows, memory = [], None
+    for layer, x_D in enumerate(inputs_LD):
+        handed = torch.zeros(state) if memory is None else memory[0]
+        routing = router(x_D[None], layer, memory)
+        memory = routing.memory_TH
+        parts = {"input": x_D, "projected": router.memory.projectors[layer](x_D), "memory": handed}
+        parts |= {"state": memory[0], "score": routing.scores_TE[0], "weight": routing.gates_TE[0]}
+        for part, values in parts.items():
+            rows += [{"layer": layer, "part": part, "place": i, "value": v} for i, v in enumerate(values.tolist())]
+    return rows

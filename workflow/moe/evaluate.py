@@ -185,7 +185,11 @@ def standard_error(metric: str, values: list[float], score: float) -> float | st
 
 
 def evaluate(run: FinishedRun, wanted: list[Wanted], *, limit: int | None = None) -> tuple[list[dict], list[dict]]:
-    """Rows of scores.csv and samples.csv; a sample's value is 0 or 1, or the log-probability behind a perplexity."""
+    """Rows of scores.csv and samples.csv; a sample's value is 0 or 1, or the log-probability behind a perplexity.
+
+    Of a benchmark of several tasks each has a row, and the whole one more, the mean over all of their documents; of a
+    task whose answers the harness reads in several ways (GSM8K) the first one, the strictest, counts.
+    """
     scores, samples = [], []
     with tempfile.TemporaryDirectory(prefix="rerouted-") as folder:
         tasks = load_tasks(wanted, Path(folder))
@@ -193,24 +197,34 @@ def evaluate(run: FinishedRun, wanted: list[Wanted], *, limit: int | None = None
             adapter = Rerouted.of_snapshot(run, snapshot)
             # The harness' bootstrap is slow and not needed: standard_error has it in closed form.
             results = evaluator.evaluate(lm=adapter, task_dict={"tasks": tasks}, limit=limit, bootstrap_iters=0)
-            for task, metrics, source, _ in wanted:
-                documents = sorted(results["samples"][task], key=lambda d: d["doc_id"])
+            pooled: dict[tuple, list[float]] = {}
+            for task, metrics, source, _, group in wanted:
+                reading, shots = tasks[task]._filters[0].name, tasks[task].config.num_fewshot
+                documents = [d for d in results["samples"][task] if d.get("filter", reading) == reading]
+                documents.sort(key=lambda d: d["doc_id"])
                 for metric in dict.fromkeys(metrics or tasks[task].aggregation()):
-                    value = float(results["results"][task][f"{metric},none"])
+                    value = float(results["results"][task][f"{metric},{reading}"])
                     values = [float(document[metric]) for document in documents]
-                    scores.append(
-                        run.identity(snapshot)
-                        | {"task": task, "metric": metric, "value": value}
-                        | {"stderr": standard_error(metric, values, value)}
-                        | {"documents": len(values), "shots": tasks[task].config.num_fewshot}
-                        | {"source": source}
-                    )
-                    samples += [
-                        {"snapshot": snapshot, "task": task, "metric": metric}
-                        | {"document": document["doc_id"], "value": value}
-                        for document, value in zip(documents, values, strict=True)
-                    ]
+                    scores.append(run.identity(snapshot) | _score(task, metric, value, values, shots, source))
+                    pooled.setdefault((group, metric, shots, source), []).extend(values if group else ())
+                    numbers = [document["doc_id"] for document in documents]
+                    samples += [] if group else _samples(snapshot, task, metric, numbers, values)
+            for (group, metric, shots, source), values in pooled.items():
+                if group:
+                    value = math.fsum(values) / len(values)
+                    scores.append(run.identity(snapshot) | _score(group, metric, value, values, shots, source))
+                    samples += _samples(snapshot, group, metric, range(len(values)), values)
     return scores, samples
+
+
+def _score(task, metric, value, values, shots, source) -> dict:
+    row = {"task": task, "metric": metric, "value": value, "stderr": standard_error(metric, values, value)}
+    return row | {"documents": len(values), "shots": shots, "source": source}
+
+
+def _samples(snapshot, task, metric, numbers, values) -> list[dict]:
+    row = {"snapshot": snapshot, "task": task, "metric": metric}
+    return [row | {"document": number, "value": value} for number, value in zip(numbers, values, strict=True)]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -69,6 +69,13 @@ class Experts(nn.Module):
         y_ND = self.apply_sorted(x_TD.index_select(0, pairs.token_N), pairs.ends_E)
         return combine(y_ND, pairs, x_TD.shape[0])
 
+    @torch.no_grad()
+    def mean_vectors(self) -> Tensor:
+        """Mean over the hidden axis of each expert's W_gate, W_up and W_out, [3, E, D], in at least float32."""
+        exact = torch.promote_types(self.in_EDF.dtype, torch.float32)
+        gate_ED, up_ED = (half.mean(2, dtype=exact) for half in self.in_EDF.chunk(2, 2))
+        return torch.stack([gate_ED, up_ED, self.out_EFD.mean(1, dtype=exact)])
+
     def apply_sorted(self, x_ND: Tensor, ends_E: Tensor, weights: dict[str, Tensor] | None = None) -> Tensor:
         """Each expert on its own consecutive rows of x_ND, which end at ends_E; `weights` stand in for its own."""
         in_EDF, out_EFD = (weights or self._parameters).values()
@@ -91,6 +98,12 @@ class ReLUExperts(Experts):
         self.in_bias_EF = nn.Parameter(torch.zeros(experts, expert_width))
         self.out_EFD = nn.Parameter(torch.empty(experts, expert_width, width).uniform_(-bound, bound))
         self.out_bias_ED = nn.Parameter(torch.zeros(experts, width))
+
+    @torch.no_grad()
+    def mean_vectors(self) -> Tensor:
+        """As Experts.mean_vectors, of the two matrices, [2, E, D]."""
+        exact = torch.promote_types(self.in_EDF.dtype, torch.float32)
+        return torch.stack([self.in_EDF.mean(2, dtype=exact), self.out_EFD.mean(1, dtype=exact)])
 
     def apply_sorted(self, x_ND: Tensor, ends_E: Tensor, weights: dict[str, Tensor] | None = None) -> Tensor:
         """As Experts.apply_sorted."""

@@ -1,20 +1,30 @@
 """Start the ranks of one training on this machine: `python -m moe.launch RANKS MODULE ARGUMENT …`.
 
-One rank becomes the module itself. Several are child processes that find each other over loopback; signals go to all
-of them, and the exit code is theirs (75: a checkpoint was written, run me again). torchrun does neither.
+One rank becomes the module itself, or has a warm process run it where there is one (moe.warm). Several are child
+processes that find each other over loopback; signals go to all of them, and the exit code is theirs (75: a checkpoint
+was written, run me again). torchrun does neither. Imports little, since every job of the workflow starts here.
 """
 
+import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 # A step frees and takes the same large blocks: given back to the system each time, they cost a page fault a page
 # (a third of a small model's step on a CPU). They stay with the process instead.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**30), "MALLOC_TRIM_THRESHOLD_": str(16 * 2**30)}
 GRACE = 60  # seconds the others have to end by themselves once one rank has failed
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # are passed on
+
+WARM = "REROUTED_WARM"  # environment variable: the socket of the workflow's warm process
+STARTED = b"started"
+PATIENCE = 60  # seconds that a warm process has to import what a module needs; a fresh one would need them, too
+# What libraries read when they are loaded, so that a warm process must have been started with the same.
+READ_ONCE = ("CUDA_VISIBLE_DEVICES", "LD_PRELOAD", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "PYTHONPATH")
 
 
 def free_port() -> int:
@@ -26,6 +36,8 @@ def free_port() -> int:
 
 def launch(ranks: int, command: list[str]) -> int:
     """Run `command` once a rank and wait for all; the first exit code that is not 0, else 0."""
+    import subprocess  # a third of this module's start, for several ranks alone
+
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
     children = [
         subprocess.Popen(command, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
@@ -36,7 +48,7 @@ def launch(ranks: int, command: list[str]) -> int:
         for child in children:
             child.send_signal(number)
 
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in SIGNALS:
         signal.signal(number, forward)
     failed_since = None
     while any(child.poll() is None for child in children):
@@ -49,13 +61,68 @@ def launch(ranks: int, command: list[str]) -> int:
     return next((child.returncode for child in children if child.returncode), 0)
 
 
+def likeness() -> dict:
+    """What a warm process and the one that it stands in for must have in common."""
+    kept = {name: os.environ.get(name) for name in READ_ONCE}
+    return kept | {"python": sys.prefix, "package": str(Path(__file__).resolve().parent)}
+
+
+def run_warm(module: str, arguments: list[str]) -> int | None:
+    """Have the warm process run a module; its exit code, −n where signal n ended it.
+
+    None where there is no such process, it declines (moe.warm says when), or it is lost before the job has ended: the
+    job then ends with it, and is to be begun anew.
+    """
+    if not os.environ.get(WARM):
+        return None
+    request = {"module": module, "arguments": arguments, "likeness": likeness()}
+    request |= {"environment": dict(os.environ), "folder": os.getcwd(), "path": sys.path}
+    told = []
+
+    def forward(number, frame):
+        told.append(number)
+        with suppress(OSError):  # the process is gone, which `answer` will say
+            server.send(bytes([number]))
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
+        try:
+            server.settimeout(PATIENCE)
+            server.connect(os.environ[WARM])
+            socket.send_fds(server, [json.dumps(request).encode()], [0, 1, 2])
+            if server.recv(16) != STARTED:
+                return None
+            server.settimeout(None)
+            for number in SIGNALS:
+                signal.signal(number, forward)
+            answer = server.recv(16)
+        except OSError:
+            answer = b""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+    if answer:
+        return int(answer)
+    return -told[-1] if told else None  # asked to end: it has, and is not begun anew
+
+
+def end_as(code: int) -> None:
+    """End this process as another one ended."""
+    if code < 0:
+        if -code not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
+
+
 def main() -> None:
     ranks, module, *arguments = sys.argv[1:]
     command = [sys.executable, "-m", module, *arguments]
     os.environ.update(ALLOCATOR)
-    if int(ranks) == 1:
-        os.execv(sys.executable, command)
-    sys.exit(launch(int(ranks), command))
+    if int(ranks) > 1:
+        sys.exit(launch(int(ranks), command))
+    code = run_warm(module, arguments)
+    if code is not None:
+        end_as(code)
+    os.execv(sys.executable, command)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import platform
 import shutil
 import statistics
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,21 @@ LIBRARIES = ("torch", "deepspeed", "datasets", "tokenizers")
 
 
 def write_outcome(
-    folder: Path, record: Path, snapshots: dict[str, tuple[Path, int]], batch_tokens: int, facts: dict[str, Any]
+    folder: Path,
+    record: Path,
+    snapshots: dict[str, tuple[Path, int]],
+    tokens: Callable[[int], int],
+    facts: dict[str, Any],
 ) -> dict[str, Any]:
     """Write the declared outputs of a run and remove what an earlier setup of it left; what done.json says.
 
     record: the finished step-by-step record, beside the checkpoints. snapshots: label -> (file, step).
-    batch_tokens: tokens a step. facts: what else done.json says (who, how large, on what).
+    tokens: of so many steps. facts: what else done.json says (who, how large, on what).
     """
     with open(record, newline="") as file:
         rows = list(csv.DictReader(file))
     seconds = [float(row["seconds"]) for row in rows]
-    done = facts | {"steps": len(rows), "tokens": len(rows) * batch_tokens}
+    done = facts | {"steps": len(rows), "tokens": tokens(len(rows))}
     done["flops"] = sum(float(row["flops"]) for row in rows)  # forward and backward, of the experts that were active
     bound = [row["l1_bound"] for row in rows if row.get("l1_bound")]
     if bound:  # steps that λ ended at its bound: the model is sparser than its target by itself
@@ -38,7 +43,7 @@ def write_outcome(
         label: {
             "file": str(path.relative_to(folder)),
             "step": step,
-            "tokens": step * batch_tokens,
+            "tokens": tokens(step),
             "sha256": sha256(path),
         }
         for label, (path, step) in snapshots.items()

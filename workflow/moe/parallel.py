@@ -39,8 +39,9 @@ PLAIN_STEP = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 def init_ranks(device: torch.device) -> tuple[int, int]:
     """Join the process group that the launcher describes, or make one of a single rank; (rank, ranks)."""
-    # The shared-memory helper compiles for a minute at first use, and a killed job's lock would block every later one.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # The shared-memory helper compiles for a minute at first use, and a killed job's lock would block every later one;
+    # so it is not among what may be compiled, and DeepSpeed need not run a C compiler to find out what else is.
+    deepspeed.ops.__compatible_ops__ = {}
     backend = "nccl" if device.type == "cuda" else "gloo"
     if "WORLD_SIZE" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
@@ -167,6 +168,13 @@ class ParallelExperts(MoE):
     def stack(self) -> Experts:
         """This rank's experts."""
         return self.deepspeed_moe.experts.deepspeed_experts[0]
+
+    def mean_vectors(self) -> Tensor:
+        """As Experts.mean_vectors, of the experts of all ranks of the group, in their order."""
+        mine = self.stack.mean_vectors().contiguous()
+        shares = [torch.empty_like(mine) for _ in range(self.ep_size)]
+        dist.all_gather(shares, mine, group=self.deepspeed_moe.ep_group)
+        return torch.cat(shares, 1)
 
     def forward(self, x_TD: Tensor, gates_TE: Tensor, segments: list[int] | None = None) -> Tensor:
         """As Experts.forward, over the experts of all ranks of the group."""

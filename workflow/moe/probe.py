@@ -1,10 +1,11 @@
-"""How a snapshot routes the test text, counted by layer, domain, token and expert.
+"""How a snapshot routes the test text, counted by layer, domain, token and expert; its scores, experts and router.
 
     python -m moe.probe RUN CORPUS --output FOLDER [--whole]
 
-writes what the figures read: routing.csv (by layer, domain and expert), token_activity.csv (by token id) and
-top_tokens.csv (an expert's most faithful tokens); with --whole instead all that was counted, which may be large:
-routing.parquet and occurrences.parquet.
+writes what the figures read: routing.csv (by layer, domain and expert), token_activity.csv (by token id),
+top_tokens.csv (an expert's most faithful tokens), of the scores over all experts score_statistics.csv,
+score_entropy.csv and mutual_information.csv, and weights.csv (norms of the router, similarity of the experts, by
+layer); with --whole instead all that was counted, which may be large: routing.parquet and occurrences.parquet.
 
 Letters: B windows, S tokens of a window, T = B·S, E experts, L layers.
 """
@@ -19,11 +20,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import nn
 
 from moe import statistics
 from moe.command_line import exit_code, progress
 from moe.data import Corpus
 from moe.finished import FinishedRun, batched, open_run, parser_of, write_csv
+from moe.score_statistics import ScoreTables
+from moe.weights import WEIGHTS, model_at_start, weight_rows
 
 PENDING_ROWS = 2**20  # counted rows of a layer that wait to be added up: bounds the memory besides the result
 DOMAIN = pa.dictionary(pa.int16(), pa.string())
@@ -67,13 +71,27 @@ def probed_batches(run: FinishedRun, split: str) -> Iterator[tuple[np.ndarray, n
         yield tokens[places_BS].astype(np.int64), domains[documents_BS].astype(np.int64)
 
 
+def probed_tokens(run: FinishedRun, split: str) -> int:
+    """At most how many tokens `probed_batches` gives."""
+    asked = run.spec.get("evaluation", {}).get("probe_tokens")
+    return len(run.corpus.tokens(split)) if asked is None else min(asked, len(run.corpus.tokens(split)))
+
+
 @torch.no_grad()
-def probe(run: FinishedRun, snapshot: str, *, split: str = "test") -> tuple[list[pd.DataFrame], pd.DataFrame]:
+def probe(
+    run: FinishedRun,
+    snapshot: str,
+    *,
+    split: str = "test",
+    model: nn.Module | None = None,
+    scores: ScoreTables | None = None,
+) -> tuple[list[pd.DataFrame], pd.DataFrame]:
     """Counts of routes of each MoE layer (see statistics.count_routes), and occurrences of each token id by domain.
 
+    model: the snapshot's, where it is loaded already. scores: collects each layer's scores and gates besides.
     A dense model has no layer to count. Raises ValueError where the split is shorter than one window.
     """
-    model, vocabulary = run.model(snapshot), run.corpus.vocabulary
+    model, vocabulary = model or run.model(snapshot), run.corpus.vocabulary
     layers: list[Sums] = []
     occurrences = Sums(["domain", "token"])
     bar = progress(f"probe {run.spec['run']} {snapshot}", None, "window")
@@ -87,9 +105,12 @@ def probe(run: FinishedRun, snapshot: str, *, split: str = "test") -> tuple[list
             model(torch.from_numpy(tokens_BS).to(run.device), routings=routings, **cache)
             dense = not routings
         layers = layers or [Sums(["domain", "token", "expert"]) for _ in routings]
-        for sums, routing in zip(layers, routings, strict=True):
-            gates_TE = routing.gates_TE.float().cpu().numpy()
+        gates_LTE = [routing.gates_TE.float().cpu().numpy() for routing in routings]
+        for sums, gates_TE in zip(layers, gates_LTE, strict=True):
             sums.add(statistics.count_routes(gates_TE, domain_T, token_T, vocabulary=vocabulary))
+        if scores is not None and routings:
+            scores_LTE = (model.router.gates.distribution(routing.scores_TE.float()) for routing in routings)
+            scores.add(list(zip((scores_TE.cpu().numpy() for scores_TE in scores_LTE), gates_LTE, strict=True)))
         bar.update(len(tokens_BS))
     bar.close()
     return [sums.total() for sums in layers], occurrences.total()
@@ -140,10 +161,13 @@ def main(arguments: list[str] | None = None) -> int:
     def command() -> None:
         run = open_run(options.run, options.corpus, snapshots=options.snapshot, device=options.device)
         # One table has one snapshot: the last of the run unless another is asked for.
-        layers, occurrences = probe(run, run.snapshots[-1], split=options.split)
+        snapshot, scores = run.snapshots[-1], ScoreTables(probed_tokens(run, options.split))
+        model = run.model(snapshot)
+        layers, occurrences = probe(run, snapshot, split=options.split, model=model, scores=scores)
         if not options.whole:
-            for name, table in summaries(run, layers, occurrences).items():
+            for name, table in (summaries(run, layers, occurrences) | scores.tables()).items():
                 write_csv(options.output / name, list(table.columns), table.to_dict("records"))
+            write_csv(options.output / "weights.csv", WEIGHTS, weight_rows(model, model_at_start(run.spec)))
         else:
             routes = [table.assign(layer=layer) for layer, table in enumerate(layers)]
             write_parquet(options.output / "occurrences.parquet", OCCURRENCES, [occurrences], run.corpus.domains)

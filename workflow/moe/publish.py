@@ -14,13 +14,14 @@ from pathlib import Path
 import yaml
 
 # Files of a run that are published compressed, because they have a row a step, a document, a window or a token id.
-GZIPPED = ("metrics.csv", "samples.csv", "validation_windows.csv", "token_activity.csv")
+GZIPPED = ("metrics.csv", "samples.csv", "validation_windows.csv", "token_activity.csv", "domain_losses.csv")
 DIGITS = "%.9g"  # of published steps and token ids: what float32 has; windows and samples decide verdicts, as they are
 ROUNDED = ("metrics.csv", "token_activity.csv")
 WHOLE_STEPS, FURTHER_STEPS = 3000, 3000  # of metrics.csv: all of the first, about so many of the others
 # Columns of metrics.csv that some figure, table or claim reads, and those that show equal compute.
 COLUMNS = ["step", "tokens", "loss", "router_loss", "sparsity", "active_experts", "l1_lambda", "flip_rate"]
-COLUMNS += ["valid_loss", "flops", "memory_gib", "seconds"]
+COLUMNS += ["valid_loss", "flops", "memory_gib", "seconds", "router_gradient", "router_gradient_lm", "drop_ratio"]
+NOW_AND_THEN = ("flip_rate", "valid_loss", "router_gradient", "similarity_0")  # of the columns that have gaps
 BEGIN, END = "<!-- verdicts: begin -->", "<!-- verdicts: end -->"
 PAPERS = {"remoe": "ReMoE", "rmoe": "RMoE"}
 
@@ -63,10 +64,10 @@ def condensed(path: Path) -> bytes:
 
     frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"snapshot": str})
     if path.name == "metrics.csv":
-        frame = frame[[column for column in COLUMNS if column in frame]]
+        frame = frame[[c for c in frame if c in COLUMNS or c.startswith("similarity_")]]
         every = max(1, -(-(len(frame) - WHOLE_STEPS) // FURTHER_STEPS))
         kept = (frame["step"] <= WHOLE_STEPS) | (frame["step"] % every == 0) | (frame["step"] == frame["step"].max())
-        for column in {"flip_rate", "valid_loss"} & set(frame):
+        for column in set(NOW_AND_THEN) & set(frame):
             kept |= frame[column].notna()
         frame = frame[kept]
     digits = DIGITS if path.name in ROUNDED else None

@@ -4,19 +4,19 @@ The paper says "the default configurations" of CompeteSMoE's public code, whose 
 that each of its layers carries and never applies.
 
 Shape letters: B sequences, S positions of a block, T = B·S tokens, D width, V words, W span, P = W + S positions that
-a block sees, H heads, C head width, Q queries of a chunk.
+a block sees, H heads, C head width.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from moe.experts import ReLUExperts
 from moe.loss import head_loss
 from moe.routers import Routing, Sequences, build_router, options_of
+from moe.span_attention import span_attention
 
 
 class SpanDecoder(nn.Module):
@@ -168,28 +168,3 @@ class SpanAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         y_BHSC = span_attention(q_BHSC, k_BHPC, v_BHPC, positions_CW, dropout)
         return self.out(y_BHSC.transpose(1, 2).flatten(2))
-
-
-def span_attention(
-    q_BHSC: Tensor, k_BHPC: Tensor, v_BHPC: Tensor, positions_CW: Tensor, dropout: float = 0.0
-) -> Tensor:
-    """Query s over keys s … s + W − 1, [B, H, S, C]; memory grows as S · W, since queries go in chunks of W/4."""
-    span, length = positions_CW.shape[1], q_BHSC.shape[2]
-    size, parts = max(64, span // 4), []
-    for start in range(0, length, size):
-        q_BHQC = q_BHSC[:, :, start : start + size]
-        end = start + span + q_BHQC.shape[2]
-        bias_BHQK = skewed(q_BHQC @ positions_CW * q_BHSC.shape[3] ** -0.5)
-        keys, values = k_BHPC[:, :, start:end], v_BHPC[:, :, start:end]
-        parts.append(F.scaled_dot_product_attention(q_BHQC, keys, values, attn_mask=bias_BHQK, dropout_p=dropout))
-    return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
-
-
-def skewed(x_BHQW: Tensor) -> Tensor:
-    """Row q moved q places to the right, −∞ around it, [B, H, Q, W + Q]: what lay by distance lies by key.
-
-    Rows padded to one place more than those of the result, read as the result's rows, move by one a row.
-    """
-    queries, span = x_BHQW.shape[2:]
-    padded = F.pad(x_BHQW, (0, queries + 1), value=-torch.inf).flatten(2)
-    return padded[..., : queries * (span + queries)].unflatten(2, (queries, span + queries))

@@ -9,6 +9,7 @@ from jsonschema import Draft202012Validator, validators
 from moe.wrong import nearest
 
 DENSE = "none"  # router of a model without experts
+LAST = ("required", "oneOf")  # errors that another one is likely to be the cause of
 
 # JSON Schema takes 2.0 for an integer, torch and range() do not
 _strict = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, v: type(v) is int)
@@ -20,7 +21,7 @@ def check_schema(content: Any, schema: dict[str, Any], where: str, word: str = "
     # an unknown name before the missing one that it was probably meant to be
     first = min(
         Validator(schema).iter_errors(content),
-        key=lambda e: (e.validator != "additionalProperties", e.validator == "required", list(map(str, e.path))),
+        key=lambda e: (e.validator != "additionalProperties", e.validator in LAST, list(map(str, e.path))),
         default=None,
     )
     if first is not None:

@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from moe import table_checks
-from moe.run_columns import shown_options
+from moe.run_columns import shown_memory, shown_options, shown_start
 from moe.table_checks import DENSE, check_match, check_row, check_schema, check_setup, pick
 from moe.table_files import load_yaml, parse_options, read_tsv
+from moe.table_finetunes import finetuned_rows, started
 
 TRAINING_MODULES = ("routers/*.py", "experts.py", "model.py", "parallel.py", "schedule.py", "snapshots.py", "train.py")
 TRAINING_MODULES += ("attention.py", "span.py", "norms.py", "loss.py", "monitors.py", "streaming.py", "best.py")
-TRAINING_MODULES += ("data/streams.py", "data/windows.py", "data/corpus.py")
+TRAINING_MODULES += ("expert_statistics.py", "data/streams.py", "data/windows.py", "data/corpus.py")
+FINETUNING_MODULES = (*TRAINING_MODULES, "finetune.py", "data/instructions.py")
 
 
 class Tables:
     """Everything that the tables say at one scale.
 
-    runs: name -> row joined with the setup's paper and size and with `shown_options`; figures, claims: rows in order.
+    runs: name -> row of runs.tsv, then of finetunes.tsv, joined with paper, size, corpus and layers of its setup, as
+        the paper had them, and with what `run_columns` shows of it; figures, claims: rows in order.
     Raises ValueError naming file, row, column, value, what was expected and the nearest valid name.
     """
 
@@ -36,13 +39,16 @@ class Tables:
         self.scale_path = self.folder / "scales" / f"{self.scale_name}.yaml"
         self.scale = self._load(self.scale_path, "scale")
         self.corpora = {stem: load_yaml(self.folder / "corpora" / f"{stem}.yaml") for stem in self._stems("corpora")}
+        paths = sorted((self.folder / "instructions").glob("*.yaml"))
+        self.instructions = {path.stem: self._load(path, "instructions") for path in paths}
         for name in self.scale["setups"]:
             pick(name, self.setups, f"{self.scale_path}, key setups")
         self.scaled = {name: self._scaled(name) for name in self.setups}
         self.runs = self._runs()
+        self.runs |= finetuned_rows(self.folder / "finetunes.tsv", self.runs, self.scaled, self._check)
         self.figures = read_tsv(self.folder / "figures.tsv")
         self.claims = read_tsv(self.folder / "claims.tsv")
-        self.code = code_digest()
+        self.code = {"": code_digest(TRAINING_MODULES), "sft": code_digest(FINETUNING_MODULES)}
 
     @property
     def seeds(self) -> range:
@@ -52,11 +58,13 @@ class Tables:
         """Content of a run's run.yaml; its `model` and `training` are the constructors' arguments."""
         row = self.runs[name]
         merged = deepcopy(self.scaled[row["setup"]])
+        merged = started(merged, row) if row["base"] else merged
         router = {"name": row["router"]} | merged.pop("router") if row["router"] != DENSE else {"name": DENSE}
         router |= self._divided(row["options"])
         merged["model"] |= {key: row[key] for key in ("experts", "top_k", "granularity")} | {"router": router}
         identity = {key: row[key] for key in ("run", "setup", "label", "experts", "top_k", "granularity", "matches")}
-        spec = {"scale": self.scale_name, "seed": seed, "code": self.code} | identity | merged
+        code = self.code["sft" if row["base"] else ""]
+        spec = {"scale": self.scale_name, "seed": seed, "code": code} | identity | merged
         return spec | {"fingerprint": fingerprint(spec)}
 
     @property
@@ -84,6 +92,8 @@ class Tables:
         for key, factor in merged.pop("multiply", {}).items():
             merged["training"][key] = max(1, round(merged["training"][key] * factor))
         pick(merged["corpus"], self.corpora, f"{where}, key corpus")
+        if "finetune" in merged:
+            pick(merged["finetune"]["instructions"], self.instructions, f"{where}, key finetune.instructions")
         check_setup(merged, where)
         return merged
 
@@ -108,12 +118,13 @@ class Tables:
             self._check(row, "runs", where, word="column")
             if row["run"] in runs:
                 raise ValueError(f"{where}: the name stands in two rows, expected each once")
-            pick(row["setup"], self.setups, f"{where}, column setup")
+            pick(row["setup"], [n for n in self.setups if "finetune" not in self.setups[n]], f"{where}, column setup")
             row["options"] = parse_options(row["options"], f"{where}, column options")
             check_row(row, self.scaled[row["setup"]], where, self.config["ranks"])
             setup = self.setups[row["setup"]]
-            shown = shown_options(row["router"], row["options"])
-            runs[row["run"]] = row | shown | {"paper": setup["paper"], "size": setup["size"]}
+            shown = shown_options(row["router"], row["options"]) | shown_memory(row["router"], row["options"])
+            shown |= {key: setup[key] for key in ("paper", "size", "corpus")} | {"layers": setup["model"]["layers"]}
+            runs[row["run"]] = row | shown | shown_start(row)
         for name, row in runs.items():
             check_match(row, runs, f"{path}, row {name}")
         return runs
@@ -179,12 +190,13 @@ def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
 
 def fingerprint(spec: dict[str, Any]) -> str:
     """Of what decides a training; a checkpoint of another fingerprint is never gone on from."""
-    deciding = {k: spec[k] for k in ("model", "training", "snapshots", "corpus", "seed", "code")}
+    keys = ("model", "training", "snapshots", "corpus", "seed", "code", "finetune")
+    deciding = {k: spec[k] for k in keys if k in spec}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def code_digest() -> str:
+def code_digest(patterns: tuple[str, ...] = TRAINING_MODULES) -> str:
     """Fingerprint of the modules that decide a training: Snakemake does not watch imported modules."""
     here = Path(__file__).parent
-    sources = sorted(path for pattern in TRAINING_MODULES for path in here.glob(pattern))
+    sources = sorted(path for pattern in patterns for path in here.glob(pattern))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]

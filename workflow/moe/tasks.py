@@ -23,6 +23,7 @@ class Wanted(NamedTuple):
     metrics: list[str]
     source: str
     lines: dict  # what is added to the task's definition: `include`, and where the data lies
+    group: str = ""  # the benchmark that it is one of several parts of
 
 
 def wanted_tasks(tasks: dict, corpus_folder: Path, places: dict, *, required: bool) -> list[Wanted]:
@@ -30,26 +31,25 @@ def wanted_tasks(tasks: dict, corpus_folder: Path, places: dict, *, required: bo
 
     A benchmark whose data is at none of the `places` is left out with a note, or a ValueError if `required`.
     """
-    wanted: dict[str, Wanted | None] = {}
+    wanted: dict[str, list[Wanted]] = {}
     for kind, entries in tasks.items():
         if kind not in FINDERS:
             raise ValueError(f"evaluation.tasks: {kind!r} unknown{did_you_mean(kind, FINDERS)}")
         for task, _, metric in (entry.partition("/") for entry in entries):
             if task not in wanted:
-                found = FINDERS[kind](task, corpus_folder, places)
-                wanted[task] = found and Wanted(task, [], *found)
-                if found is None:
+                wanted[task] = FINDERS[kind](task, corpus_folder, places)
+                if not wanted[task]:
                     missing = f"its data {benchmarks.benchmark(task).data} is in no mirror and was not fetched"
                     if required:
                         raise ValueError(f"evaluation.tasks: {task} is required, but {missing}")
                     note(f"{task} is left out: {missing}")
-            if wanted[task] and metric:
-                wanted[task].metrics.append(metric)
-    return [task for task in wanted.values() if task]
+            for part in wanted[task] if metric else ():
+                part.metrics.append(metric)
+    return [part for parts in wanted.values() for part in parts]
 
 
-def find_local(task: str, corpus_folder: Path, places: dict) -> tuple[str, dict]:
-    """Source and lines of a local task, whose documents lie in the corpus."""
+def find_local(task: str, corpus_folder: Path, places: dict) -> list[Wanted]:
+    """A local task, whose documents lie in the corpus."""
     definition, data = DEFINITIONS / f"{task}.yaml", corpus_folder / "tasks" / f"{task}.jsonl"
     if not definition.is_file():
         known = [path.stem for path in DEFINITIONS.glob("*.yaml")]
@@ -57,16 +57,19 @@ def find_local(task: str, corpus_folder: Path, places: dict) -> tuple[str, dict]
     if not data.is_file():
         raise ValueError(f"{data} does not exist: was the corpus prepared without local tasks?")
     kwargs = {"data_files": {"test": str(data.resolve())}}
-    return "local", {"include": str(definition.resolve()), "dataset_kwargs": kwargs}
+    return [Wanted(task, [], "local", {"include": str(definition.resolve()), "dataset_kwargs": kwargs})]
 
 
-def find_benchmark(task: str, corpus_folder: Path, places: dict) -> tuple[str, dict] | None:
-    """Source and lines of a benchmark; None where no place has its data."""
+def find_benchmark(task: str, corpus_folder: Path, places: dict) -> list[Wanted]:
+    """A benchmark, or its parts; none where no place has its data."""
     if (found := benchmarks.locate(task, places)) is None:
-        return None
+        return []
     source, folder = found
-    lines = {"include": str(benchmarks.definition(task)), "dataset_path": str(folder)}
-    return source, lines
+    parts = benchmarks.definitions(task).items()
+    return [
+        Wanted(name, [], source, {"include": str(path), "dataset_path": str(folder)}, "" if name == task else task)
+        for name, path in parts
+    ]
 
 
 FINDERS = {"local": find_local, "benchmark": find_benchmark}

@@ -9,8 +9,9 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -23,7 +24,7 @@ from moe.best import Best, best_of
 from moe.command_line import Tee, exit_code
 from moe.data import Corpus, Streams, Windows
 from moe.health import Health
-from moe.monitors import Flips
+from moe.monitors import Flips, RouterPull, Similarity
 from moe.outcome import write_outcome
 from moe.parallel import build_engine, end_rank, gathered_state, init_ranks, spread_experts
 from moe.records import StepRecord, progress
@@ -38,8 +39,20 @@ class Stopped(Exception):
     """A signal asked for an early end; everything is on disk."""
 
 
+class Micro(NamedTuple):
+    """A forward pass of one rank: inputs and targets [B, S], further arguments, weight of its loss in the mean."""
+
+    inputs_BS: torch.Tensor
+    targets_BS: torch.Tensor
+    further: dict[str, Any]
+    weight: float = 1.0
+
+
 class Training:
-    """One run's training: what it is (spec), where it lives (folder) and the state that moves."""
+    """One run's training: what it is (spec), where it lives (folder) and the state that moves.
+
+    What it starts from, which weights move and what it reads are methods of their own, which fine-tuning replaces.
+    """
 
     def __init__(self, spec: dict[str, Any], folder: Path, corpus: Corpus, precision: str):
         self.signal: int | None = None
@@ -51,15 +64,16 @@ class Training:
         self.rank, self.ranks = init_ranks(self.device)
         self.dtype = getattr(torch, precision)
         # Another setup or other data start anew in a folder of their own; what lies in this one must still be checked.
-        self.checkpoints = folder / "checkpoints" / f"{spec['fingerprint']}-{corpus.fingerprint[:8]}"
-        self.belongs = {"setup": spec["fingerprint"], "data": corpus.fingerprint}
+        data = self._data_fingerprint()
+        self.checkpoints = folder / "checkpoints" / f"{spec['fingerprint']}-{data[:8]}"
+        self.belongs = {"setup": spec["fingerprint"], "data": data}
         self.belongs |= {"ranks": str(self.ranks), "precision": precision}
         if self.rank == 0:
             self._lock()
         self.snapshots = snapshot_steps(spec)
         self._check_sizes()
         torch.manual_seed(spec["seed"])
-        model = build_model(spec)
+        model = self._model()
         self.counts = parameter_counts(model)
         if self.rank == 0:
             size = 16 * self.counts["parameters"] + memory_bytes(model, settings["batch"])
@@ -79,14 +93,44 @@ class Training:
             },
         )
         self.model = self.engine.module
-        batches = Streams if settings.get("streams", False) else Windows
-        self.batches = batches(corpus, "train", settings["sequence"], settings["batch"], spec["seed"])
+        self.batches = self._batches()
         self.memories = Memories(self.batches, settings["batch"] // (self.micro_batch * self.ranks))
         sequence, windows = settings["sequence"], settings.get("flip_windows", 4)
         self.flips = Flips(self.model, corpus, sequence=sequence, windows=windows, every=settings.get("flip_every", 0))
+        steps, points = settings["steps"], settings.get("similarity_points", 0)
+        self.similarity = Similarity(self.model, points=points, steps=steps)
+        points, length = settings.get("gradient_points", []), settings.get("gradient_steps", 100)
+        self.pull = RouterPull(self.model, points=points, length=length, steps=steps, ranks=self.ranks)
         self.validate = validation_of(self.model, corpus, settings, self.micro_batch, self.rank, self.ranks)
         self.best = Best(self._snapshot_path("best").parent) if settings.get("keep", "last") == "best" else None
         self.health = Health(self.model, spec["model"]["router"]["name"], where=str(folder))
+
+    def _data_fingerprint(self) -> str:
+        """Of all that the training reads besides its setup."""
+        return self.corpus.fingerprint
+
+    def _model(self) -> torch.nn.Module:
+        """What is trained, as it is before the first step; parameters that shall not move need no gradient."""
+        return build_model(self.spec)
+
+    def _batches(self) -> Any:
+        """The text, batch by batch: a pure function of the step."""
+        settings, kind = self.settings, Streams if self.settings.get("streams", False) else Windows
+        return kind(self.corpus, "train", settings["sequence"], settings["batch"], self.spec["seed"])
+
+    def _micro_batches(self, step: int) -> Iterator[Micro]:
+        """This rank's forward passes of a step."""
+        tokens_BS = torch.from_numpy(self.batches.at(step, self.rank, self.ranks)).to(self.device)
+        for micro_BS, memory in zip(tokens_BS.split(self.micro_batch), self.memories.before(step), strict=True):
+            yield Micro(micro_BS[:, :-1], micro_BS[:, 1:], memory)
+
+    def _lengths(self, step: int) -> list[int]:
+        """Tokens of each sequence of a step, over all ranks."""
+        return [self.settings["sequence"]] * self.settings["batch"]
+
+    def _tokens(self, steps: int) -> int:
+        """Tokens that so many steps read."""
+        return steps * self.settings["batch"] * self.settings["sequence"]
 
     def _check_sizes(self) -> None:
         settings, where = self.settings, self.folder / "run.yaml"
@@ -111,14 +155,14 @@ class Training:
             record = StepRecord(path, self._columns(), start, self.folder / "tensorboard")
         bar = progress(name, steps, start) if self.rank == 0 else None
         if self.rank == 0:
-            whole = f"{steps} steps of {self.settings['batch'] * self.settings['sequence']:,} tokens"
+            whole = f"{steps} steps of {self._tokens(steps) // steps:,} tokens"
             precision = f"{str(self.dtype)[6:]} on {self.ranks} × {devices.name(self.device)}"
             size = f"{self.counts['parameters']:,} parameters"
             print(f"{name}  {size}, {whole}, {precision}, from step {start}", file=sys.stderr, flush=True)
         for step in range(start, steps):
             self.flips.before_step(step + 1)
             row = self._step(step)
-            row |= self.flips.after_step(step + 1)
+            row |= self.flips.after_step(step + 1) | self.similarity.after_step(step + 1)
             if (step + 1) % self.settings["validate_every"] == 0 or step + 1 == steps:
                 row["valid_loss"] = self.validate(step // self.settings["validate_every"])
                 if self.best is not None:
@@ -156,27 +200,29 @@ class Training:
             group["lr"] = rate
         # Routers that sample draw from the seed and the step alone, so a resume needs no generator state.
         torch.manual_seed((spec["seed"] * 1_000_003 + step) * 1009 + self.rank)
-        tokens_BS = torch.from_numpy(self.batches.at(step, self.rank, self.ranks)).to(self.device)
-        memories = self.memories.before(step)
+        losses, lengths, micro_batches = [], self._lengths(step), list(self._micro_batches(step))
+        paused = time.perf_counter()
+        measured = self.pull.before_step(step + 1, micro_batches)
+        began += time.perf_counter() - paused  # a step's seconds are those of the training
         self.model.train()
-        losses, micro_batches = [], tokens_BS.split(self.micro_batch)
-        for micro_BS, memory in zip(micro_batches, memories, strict=True):
+        for micro in micro_batches:
             if losses:
                 self.engine.step()  # only accumulates: the optimiser moves after the last micro-batch
-            loss, router_loss = self.engine(micro_BS[:, :-1], micro_BS[:, 1:], **memory)
+            loss, router_loss = self.engine(micro.inputs_BS, micro.targets_BS, **micro.further)
+            loss = loss * micro.weight
             self.engine.backward(loss + router_loss)
             losses.append(torch.stack([loss.detach(), router_loss.detach()]))
         total, router_total = self._mean_over_ranks(torch.stack(losses).double().mean(0)).tolist()
-        self.health.check_losses(step + 1, total, router_total, micro_batches[0][:, :-1])
+        self.health.check_losses(step + 1, total, router_total, micro_batches[0].inputs_BS)
         self.engine.step()
         statistics = self.model.after_step()
-        row = {"step": step + 1, "tokens": (step + 1) * settings["batch"] * settings["sequence"]}
+        row = {"step": step + 1, "tokens": self._tokens(step + 1)}
         row |= {"loss": total, "router_loss": router_total, "learning_rate": rate}
-        row |= {"gradient_norm": float(self.engine.get_global_grad_norm())} | statistics
+        row |= {"gradient_norm": float(self.engine.get_global_grad_norm())} | statistics | measured
         self.health.check(row)
         seconds = time.perf_counter() - began
-        row["tokens_per_second"] = settings["batch"] * settings["sequence"] / seconds
-        flops = step_flops(spec, statistics.get("active_experts"))
+        row["tokens_per_second"] = sum(lengths) / seconds
+        flops = step_flops(spec, statistics.get("active_experts"), lengths)
         row |= {
             "flops": flops,
             "mfu": training_mfu(flops, seconds, devices.name(self.device), self.ranks),
@@ -265,6 +311,7 @@ class Training:
             columns += ["sparsity", "active_experts", "l1_lambda", "l1_bound"]
         if self.flips.every:
             columns.append("flip_rate")
+        columns += [*self.similarity.columns, *(self.pull.columns if self.pull.at else ())]
         return [*columns, "valid_loss", "flops", "tokens_per_second", "mfu", "memory_gib", "seconds"]
 
     def _finish(self) -> None:
@@ -277,20 +324,30 @@ class Training:
             self.best.prune(last=True)
             steps = {label: best_of(record, step)[0] for label, step in steps.items()}
         snapshots = {label: (self._snapshot_path(label), step) for label, step in steps.items()}
-        batch_tokens = self.settings["batch"] * self.settings["sequence"]
-        done = write_outcome(self.folder, record, snapshots, batch_tokens, facts)
+        done = write_outcome(self.folder, record, snapshots, self._tokens, facts | self._origin())
         if bound := done.get("l1_bound_steps"):
             where = f"{spec['run']} seed {spec['seed']}  λ lay at its bound in {bound} of {done['steps']} steps"
             print(f"{where}: this model is sparser than its target by itself", file=sys.stderr)
 
+    def _origin(self) -> dict[str, Any]:
+        """What done.json says of where the weights came from; nothing where they were drawn."""
+        return {}
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+
+def parser_of_training(description: str) -> argparse.ArgumentParser:
+    """The arguments of every training."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("run", type=Path, help="run.yaml of a run; everything is written beside it")
     parser.add_argument("--corpus", type=Path, required=True, help="folder of the prepared corpus")
     parser.add_argument("--log", type=Path, help="a file for what is printed, besides the terminal")
     parser.add_argument("--precision", type=Path, help="precision.json that measured the faster one on this machine")
-    arguments = parser.parse_args()
+    return parser
+
+
+def run_training(
+    arguments: argparse.Namespace, make: Callable[[dict[str, Any], Path, Corpus, str], Training]
+) -> NoReturn:
+    """Make the training of these arguments from its run.yaml, run it, and end the process with its exit code."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, about calls that DeepSpeed makes
     if arguments.log:
         sys.stderr = Tee(arguments.log)
@@ -302,13 +359,17 @@ def main() -> None:
             precision = "bfloat16"  # as in both papers; what was measured may be another node's CPU
         elif precision == "auto":
             precision = json.loads(arguments.precision.read_text())["precision"] if arguments.precision else "float32"
-        Training(spec, arguments.run.parent, Corpus(arguments.corpus), precision).run()
+        make(spec, arguments.run.parent, Corpus(arguments.corpus), precision).run()
 
     try:
         code = exit_code(train)
     except Stopped:
         code = REQUEUE
     end_rank(code)
+
+
+def main() -> None:
+    run_training(parser_of_training(__doc__).parse_args(), Training)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Loss of every snapshot of a run over held-out text: nats per token, bits per byte, perplexity.
 
     python -m moe.validate RUN CORPUS --output validation.csv --windows-output validation_windows.csv
+    python -m moe.validate RUN CORPUS --domains-output domain_losses.csv
 
 Letters: B windows, S tokens of a window, V vocabulary.
 """
@@ -16,14 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe.command_line import exit_code, progress
-from moe.data import Corpus, Streams
+from moe.data import Corpus, Streams, domain_windows
 from moe.data.tokenizer import byte_letters
 from moe.finished import STREAMS, FinishedRun, batched, open_run, parser_of, write_csv
 from moe.streaming import block_losses
 
 COLUMNS = ["run", "seed", "snapshot", "step", "tokens", "split", "windows", "loss", "bits_per_byte", "perplexity"]
 COLUMNS += ["leaky_loss", "later_loss"]
-WINDOW_COLUMNS = ["snapshot", "window", "loss"]
+WINDOW_COLUMNS = ["snapshot", "split", "window", "loss"]
+DOMAIN_COLUMNS = ["snapshot", "domain", "window", "loss"]
 
 
 @torch.no_grad()
@@ -61,13 +63,15 @@ def views(model: nn.Module, windows_BS1: Tensor) -> dict[str, list[float]]:
 def token_bytes(corpus: Corpus, split: str) -> np.ndarray:
     """UTF-8 bytes of text [V] that each token id stands for; the end of text stands for none.
 
-    Exact for byte-level tokenizers, whose tokens are spelled with a letter a byte; else each id counts as the mean.
+    Exact for byte-level tokenizers, whose tokens are spelled with a letter a byte; else (whole words) each id counts as
+    the mean.
     """
     tokenizer = corpus.tokenizer.tokenizer
     added = tokenizer.get_added_tokens_decoder()
     spelled = [tokenizer.id_to_token(token) or "" for token in range(corpus.vocabulary)]
     letters = set(byte_letters())
-    if all(set(word) <= letters for token, word in enumerate(spelled) if token not in added):
+    words = type(tokenizer.model).__name__ == "WordLevel"  # which may be spelled alike, but leave out their spaces
+    if not words and all(set(word) <= letters for token, word in enumerate(spelled) if token not in added):
         lengths = np.array([len(word) for word in spelled], dtype=np.float64)
         for token, word in added.items():
             lengths[token] = 0 if word.special else len(word.content.encode())
@@ -131,23 +135,48 @@ def validate(run: FinishedRun, *, split: str = "valid") -> tuple[list[dict], lis
             | means
             | {"bits_per_byte": float(nats / math.log(2) / size)}
         )
-        window_rows += [{"snapshot": snapshot, "window": i, "loss": one} for i, one in enumerate(losses)]
+        labels = {"snapshot": snapshot, "split": split}
+        window_rows += [labels | {"window": i, "loss": one} for i, one in enumerate(losses)]
     return rows, window_rows
+
+
+def domain_losses(run: FinishedRun) -> list[dict]:
+    """Rows of domain_losses.csv: the causal loss of each window of each domain's test text.
+
+    Of `evaluation.windows` each domain gets its share. Raises ValueError where no domain has a window.
+    """
+    limit = run.spec.get("evaluation", {}).get("windows")
+    share = None if limit is None else max(1, limit // max(1, len(run.corpus.domains)))
+    rows = []
+    for snapshot in run.snapshots:
+        model = run.model(snapshot)
+        for domain, windows_BS1 in domain_windows(run.corpus, "test", run.sequence, share):
+            some = torch.from_numpy(windows_BS1).to(run.device).split(run.windows_per_batch())
+            losses = torch.cat([window_losses(model, part) for part in some]).tolist()
+            rows += [{"snapshot": snapshot, "domain": domain, "window": i, "loss": one} for i, one in enumerate(losses)]
+    if not rows:
+        raise ValueError(f"{run.corpus.folder}: no domain of the test split has {run.sequence} + 1 tokens")
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; 2 and one sentence for an error of the user."""
     parser = parser_of(__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="validation.csv")
+    parser.add_argument("--output", type=Path, help="validation.csv")
+    parser.add_argument("--domains-output", type=Path, help="domain_losses.csv, of the test split")
     parser.add_argument("--windows-output", type=Path, help="validation_windows.csv")
     parser.add_argument("--split", choices=["train", "valid", "test"], help="default: valid; of streams test, too")
     options = parser.parse_args(arguments)
 
     def command() -> None:
         run = open_run(options.run, options.corpus, snapshots=options.snapshot, device=options.device)
+        if options.domains_output:
+            write_csv(options.domains_output, DOMAIN_COLUMNS, domain_losses(run))
+        if not options.output:
+            return
         rows, window_rows = validate(run, split=options.split or "valid")
         if options.split is None and run.reads_streams:
-            rows += validate(run, split="test")[0]  # RMoE's tables print both
+            rows, window_rows = map(list.__add__, (rows, window_rows), validate(run, split="test"))  # RMoE prints both
         if options.windows_output:
             write_csv(options.windows_output, WINDOW_COLUMNS, window_rows)
         write_csv(options.output, COLUMNS, rows)

@@ -1,4 +1,5 @@
 # Tables, their checks, and the few helpers that the rules share.
+import json
 import os
 import sys
 from glob import glob
@@ -13,8 +14,10 @@ os.environ.update(PYTHONPATH=str(WORKFLOW), HF_HUB_OFFLINE="1", HF_DATASETS_OFFL
 
 from moe.claims import check_claims, files_judged, runs_judged
 from moe.figures import check_figures, files_drawn, select
+from moe.figures.inputs import files_of_metrics
 from moe.publish import GZIPPED, published_seeds
 from moe.tables import Tables
+from moe.warm import start
 
 try:
     tables = Tables(dict(config), WORKFLOW / "schemas")
@@ -36,6 +39,10 @@ USED = [run for run in ROWS if run in sum(SHOWN, JUDGED)]  # the other rows are 
 GPUS = len(glob(os.path.join(os.sep, "dev", "nvidia[0-9]*"))) if config["gpus"] == "auto" else config["gpus"]
 if GPUS and workflow.local_exec:
     workflow.register_resource("gpu", max(GPUS, config["ranks"]))  # at most as many trainings at a time
+if workflow.local_exec and workflow.scheduling_settings is not None:
+    # Snakemake's pace is for schedulers: each ended job leaves a timer that asks every second what to do next, and
+    # after 200 jobs that takes a third of a core.
+    workflow.scheduling_settings.max_jobs_per_timespan = None
 CORES = workflow.cores if workflow.local_exec else 16  # of the jobs that use all
 MIRROR = ["--mirror", str(Path(config["mirror"]).resolve())] if config["mirror"] else []
 FETCHED = ["--fetched", "results/fetched/benchmarks"] if config["benchmarks"] == "fetch" else []
@@ -53,6 +60,7 @@ wildcard_constraints:
     seed="[0-9]+",
     device="cpu|gpu",
     corpus="|".join(tables.corpora),
+    instructions="|".join(tables.instructions),
     paper="remoe|rmoe",
     figure="fig[a-z0-9-]+",
     table="(table|extra)[a-z0-9-]+",
@@ -67,6 +75,12 @@ def hold_folder():
         folder_lock.acquire(timeout=0)
     except Timeout:
         sys.exit(f"error: another workflow is running in {Path.cwd()}; wait for it, or use another --directory")
+
+
+def warm_up():
+    """On one machine without a GPU the jobs are forked by a process that has imported what they need (moe.warm)."""
+    if workflow.local_exec and not GPUS and sys.platform == "linux":
+        start(".snakemake/warm.socket")
 
 
 def spec_of(wildcards):

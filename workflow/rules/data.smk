@@ -1,4 +1,4 @@
-# Text in, token files out. fetch_corpus and fetch_benchmarks are the only rules that may use a network.
+# Text in, token files out. The rules that fetch are the only ones that may use a network.
 rule fetch_corpus:
     """Download a corpus from the hub at its pinned revision; an interrupted download goes on where it was."""
     output:

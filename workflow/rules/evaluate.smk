@@ -18,8 +18,29 @@ rule validate:
         run=subpath(input.done, parent=True),
         corpus=subpath(input.corpus, parent=True),
     shell:
-        "OMP_NUM_THREADS=1 python -m moe.validate {params.run} {params.corpus} --output {output.validation}"
+        "OMP_NUM_THREADS=1 python -m moe.launch 1 moe.validate {params.run} {params.corpus} --output {output.validation}"
         " --windows-output {output.windows} &> {log}"
+
+
+rule validate_domains:
+    """Loss over the test text, domain by domain: of the runs whose tables or claims show it."""
+    input:
+        done="results/{scale}/runs/{run}/seed-{seed}/done.json",
+        corpus=corpus_of,
+    output:
+        "results/{scale}/runs/{run}/seed-{seed}/domain_losses.csv",
+    log:
+        "results/logs/{scale}/validate_domains/{run}-{seed}.log",
+    priority: soon
+    conda:
+        "../../envs/train.yaml"
+    resources:
+        gpu=1 if GPUS else 0,
+    params:
+        run=subpath(input.done, parent=True),
+        corpus=subpath(input.corpus, parent=True),
+    shell:
+        "OMP_NUM_THREADS=1 python -m moe.launch 1 moe.validate {params.run} {params.corpus} --domains-output {output} &> {log}"
 
 
 rule evaluate:
@@ -44,12 +65,12 @@ rule evaluate:
         corpus=subpath(input.corpus, parent=True),
         places=MIRROR + FETCHED,
     shell:
-        "OMP_NUM_THREADS=1 python -m moe.evaluate {params.run} {params.corpus} --output {output.scores}"
+        "OMP_NUM_THREADS=1 python -m moe.launch 1 moe.evaluate {params.run} {params.corpus} --output {output.scores}"
         " --samples {output.samples} {params.places:q} &> {log}"
 
 
 rule probe:
-    """Routing of test text: by layer, domain and expert; by token id; each expert's most faithful tokens."""
+    """Routing of test text: by layer, domain and expert; by token id; faithful tokens; scores; experts and router."""
     input:
         done="results/{scale}/runs/{run}/seed-{seed}/done.json",
         corpus=corpus_of,
@@ -57,6 +78,10 @@ rule probe:
         routing="results/{scale}/runs/{run}/seed-{seed}/routing.csv",
         activity="results/{scale}/runs/{run}/seed-{seed}/token_activity.csv",
         top="results/{scale}/runs/{run}/seed-{seed}/top_tokens.csv",
+        scores="results/{scale}/runs/{run}/seed-{seed}/score_statistics.csv",
+        entropy="results/{scale}/runs/{run}/seed-{seed}/score_entropy.csv",
+        information="results/{scale}/runs/{run}/seed-{seed}/mutual_information.csv",
+        weights="results/{scale}/runs/{run}/seed-{seed}/weights.csv",
     log:
         "results/logs/{scale}/probe/{run}-{seed}.log",
     priority: soon
@@ -68,7 +93,7 @@ rule probe:
         run=subpath(input.done, parent=True),
         corpus=subpath(input.corpus, parent=True),
     shell:
-        "OMP_NUM_THREADS=1 python -m moe.probe {params.run} {params.corpus} --output {params.run} &> {log}"
+        "OMP_NUM_THREADS=1 python -m moe.launch 1 moe.probe {params.run} {params.corpus} --output {params.run} &> {log}"
 
 
 rule probe_whole:
@@ -89,7 +114,7 @@ rule probe_whole:
         run=subpath(input.done, parent=True),
         corpus=subpath(input.corpus, parent=True),
     shell:
-        "OMP_NUM_THREADS=1 python -m moe.probe {params.run} {params.corpus} --output {params.run} --whole &> {log}"
+        "OMP_NUM_THREADS=1 python -m moe.launch 1 moe.probe {params.run} {params.corpus} --output {params.run} --whole &> {log}"
 
 
 rule describe:
@@ -98,6 +123,7 @@ rule describe:
         backbones="results/{scale}/backbones.csv",
         gates="results/{scale}/gate_functions.csv",
         example="results/{scale}/routing_example.csv",
+        recurrent="results/{scale}/recurrent_example.csv",
     log:
         "results/logs/{scale}/describe.log",
     conda:
@@ -129,4 +155,27 @@ rule measure_speeds:
     shell:
         # threads and allocator as of the trainings; Snakemake sets both variables to its cores, and torch heeds both
         "export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1; python -m moe.launch {resources.ranks} moe.benchmark.speeds {params.runs}"
+        " --corpora results/corpora --rounds {params.rounds} --output {output} &> {log}"
+
+
+rule measure_costs:
+    """Seconds and memory of a training step of RMoE's routers, in turns; alone, so that nothing disturbs it."""
+    input:
+        done=[f"results/{SCALE}/runs/{row['run']}/seed-0/done.json" for row in runs_costed()],
+        corpora=sorted({f"results/corpora/{tables.spec(row['run'])['corpus']}/manifest.json" for row in runs_costed()}),
+    output:
+        "results/{scale}/cost.csv",
+    log:
+        "results/logs/{scale}/measure_costs.log",
+    conda:
+        "../../envs/train.yaml"
+    threads: CORES
+    resources:
+        ranks=config["ranks"],
+        gpu=max(GPUS, config["ranks"]) if GPUS else 0,
+    params:
+        runs=[f"results/{SCALE}/runs/{row['run']}/seed-0" for row in runs_costed()],
+        rounds=tables.scale.get("speed_rounds", 31),
+    shell:
+        "export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1; python -m moe.launch {resources.ranks} moe.benchmark.cost {params.runs}"
         " --corpora results/corpora --rounds {params.rounds} --output {output} &> {log}"

@@ -1,4 +1,10 @@
 # Pictures, tables and verdicts, from the files of finished runs.
+DRAW = (
+    "python -m moe.launch 1 moe.draw {params.row:q} --scale {wildcards.scale} --reported {params.reported:q}"
+    " --results {params.results} --output {output} &> {log}"
+)
+
+
 rule draw_figure:
     """One row of figures.tsv as a picture, beside the numbers that it draws."""
     input:
@@ -19,13 +25,12 @@ rule draw_figure:
     conda:
         "../../envs/analysis.yaml"
     params:
-        spec=figure_spec,
-        scale=SCALE,
+        spec=figure_spec,  # for the report's caption
+        row=row_drawn,
         results=lambda wildcards: RESULTS,
-        runs=lambda wildcards: with_folders(rows_shown(wildcards)),
         reported=str(REPORTED),
-    script:
-        "../scripts/draw_figure.py"
+    shell:
+        DRAW
 
 
 rule draw_table:
@@ -48,20 +53,19 @@ rule draw_table:
     conda:
         "../../envs/analysis.yaml"
     params:
-        spec=figure_spec,
-        scale=SCALE,
+        spec=figure_spec,  # for the report's caption
+        row=row_drawn,
         results=lambda wildcards: RESULTS,
-        runs=lambda wildcards: with_folders(rows_shown(wildcards)),
         reported=str(REPORTED),
-    script:
-        "../scripts/draw_figure.py"
+    shell:
+        DRAW
 
 
 rule judge_claims:
     """Every claim of claims.tsv: what was reported, what was measured, the verdict."""
     input:
         results=claim_inputs,
-        reported=reported_files(claim["reported"] for claim in tables.claims),
+        reported=lambda wildcards: reported_files(claim["reported"] for claim in claims_of(wildcards)),
     output:
         md=report("paper_figures/{scale}/claims.md", caption="../report/claims.rst", category="claims"),
         csv="paper_figures/{scale}/claims.csv",
@@ -70,12 +74,20 @@ rule judge_claims:
     conda:
         "../../envs/analysis.yaml"
     params:
-        claims=tables.claims,
+        claims=claims_of,
         scale=SCALE,
         reported=lambda wildcards: str(REPORTED),
-        runs=with_folders(JUDGED),
+        runs=rows_judged,
     script:
         "../scripts/judge_claims.py"
+
+
+use rule judge_claims as judge_paper with:
+    output:
+        md="paper_figures/{scale}/claims-{paper}.md",
+        csv="paper_figures/{scale}/claims-{paper}.csv",
+    log:
+        "results/logs/{scale}/judge_claims-{paper}.log",
 
 
 rule publish:

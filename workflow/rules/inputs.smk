@@ -10,9 +10,15 @@ def rows_shown(wildcards):
     return select(figure_spec(wildcards)["runs"], ROWS)
 
 
+def row_drawn(wildcards):
+    """What moe.draw is given."""
+    return json.dumps({"spec": figure_spec(wildcards), "runs": with_folders(rows_shown(wildcards))})
+
+
 def files_of_scale(names):
     """Files of the whole scale. Results may have been published without speeds: what was printed is shown then."""
-    names = [name for name in names if not PUBLISHED or name != "speed.csv" or Path(RESULTS, name).exists()]
+    timed = ("speed.csv", "cost.csv")
+    names = [name for name in names if not PUBLISHED or name not in timed or Path(RESULTS, name).exists()]
     return [f"{RESULTS}/{name}" for name in names]
 
 
@@ -25,6 +31,18 @@ def runs_timed():
         if row["router"] in ("topk", "relu") and row["setup"] in setups:
             found.setdefault((row["setup"], row["router"]), row)
     return [row for (setup, _), row in found.items() if {(setup, "topk"), (setup, "relu")} <= set(found)]
+
+
+def runs_costed():
+    """The runs whose cost a figure shows or a claim judges, and SMoE of their setups, which they are compared with."""
+    found = runs_judged([claim for claim in tables.claims if "cost.csv" in files_judged(claim)[1]], ROWS)
+    for figure in tables.figures:
+        words = [word for word in figure["y"].split() if "cost.csv" in files_of_metrics([word])[1]]
+        corpora = {word.rpartition(":")[0] for word in words}
+        found += [row for row in select(figure["runs"], ROWS) if corpora & {"", row["corpus"]}]
+    plain = {row["setup"]: row for row in reversed(ROWS) if row["router"] == "smoe"}
+    names = {row["run"] for row in found} | {plain[row["setup"]]["run"] for row in found if row["setup"] in plain}
+    return [row for row in ROWS if row["run"] in names]
 
 
 def inputs_of(row):
@@ -44,9 +62,19 @@ def inputs_of_claim(claim):
     return files_of(runs_judged([claim], ROWS), *of_seed) + files_of_scale(of_scale)
 
 
+def claims_of(wildcards):
+    """The claims of a page: of one paper, or all."""
+    return [claim for claim in tables.claims if claim["paper"] == wildcards.get("paper", claim["paper"])]
+
+
+def rows_judged(wildcards):
+    """The runs that they compare."""
+    return with_folders(runs_judged(claims_of(wildcards), ROWS))
+
+
 def claim_inputs(wildcards):
-    """The files of all claims."""
-    return list(dict.fromkeys(path for claim in tables.claims for path in inputs_of_claim(claim)))
+    """The files of these claims."""
+    return list(dict.fromkeys(path for claim in claims_of(wildcards) for path in inputs_of_claim(claim)))
 
 
 def all_inputs(wildcards):
@@ -73,7 +101,8 @@ def endings(row):
 def shown(*papers):
     """Every figure and table of these papers that figures.tsv lists, and the verdicts."""
     names = [f"{f['paper']}/{f['figure']}.{endings(f)[0]}" for f in tables.figures if f["paper"] in papers]
-    return [f"paper_figures/{SCALE}/{name}" for name in [*names, "claims.md"]]
+    page = f"claims-{papers[0]}.md" if len(papers) == 1 and not PUBLISHED else "claims.md"  # redraw writes one page
+    return [f"paper_figures/{SCALE}/{name}" for name in [*names, page]]
 
 
 def whole(files):

@@ -1,4 +1,4 @@
-# One trained model per row of runs.tsv and seed.
+# One trained model per row of runs.tsv or finetunes.tsv and seed.
 rule measure_precision:
     """Which of bfloat16 and float32 trains faster on this machine."""
     output:
@@ -12,9 +12,10 @@ rule measure_precision:
 
 
 rule freeze_run:
-    """All that decides a run, merged from the tables into one file; a compute-matched run waits for the other's."""
+    """All that decides a run, merged from the tables into one file; some wait for what decides their steps."""
     input:
         matched=matched_by,
+        instructions=instructions_of,
     output:
         "results/{scale}/runs/{run}/seed-{seed}/run.yaml",
     log:
@@ -23,9 +24,10 @@ rule freeze_run:
     conda:
         "../../envs/analysis.yaml"
     params:
-        spec=spec_of,
-    script:
-        "../scripts/freeze_run.py"
+        spec=lambda wildcards: json.dumps(spec_of(wildcards)),
+    shell:
+        "python -m moe.launch 1 moe.freeze {params.spec:q} {output} --matched {input.matched}"
+        " --instructions {input.instructions} &> {log}"
 
 
 rule train:
@@ -39,8 +41,8 @@ rule train:
         done="results/{scale}/runs/{run}/seed-{seed}/done.json",
     log:
         "results/logs/{scale}/train/{run}-{seed}.log",
-    benchmark:
-        "results/benchmarks/{scale}/train/{run}-{seed}.tsv"
+    wildcard_constraints:
+        run=any_of(run for run in tables.runs if run not in FINETUNED),
     priority: turn
     conda:
         "../../envs/train.yaml"

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from moe.describe import backbone, gate_functions, routing_example
+from moe.describe import backbone, gate_functions, recurrent_example, routing_example
 
 rows = []
 for setup, shapes in snakemake.params.setups.items():
@@ -12,3 +12,4 @@ for setup, shapes in snakemake.params.setups.items():
 pd.DataFrame(rows).drop_duplicates(["setup", "scale_of_row"]).to_csv(snakemake.output.backbones, index=False)
 pd.DataFrame(gate_functions()).to_csv(snakemake.output.gates, index=False)
 pd.DataFrame(routing_example()).to_csv(snakemake.output.example, index=False)
+pd.DataFrame(recurrent_example()).to_csv(snakemake.output.recurrent, index=False)

@@ -3,8 +3,6 @@
 `python -m moe.benchmark.speeds RUN … --corpora results/corpora --output speed.csv`, with a finished run of either
 router for each setup. Their last snapshots are timed, in turns and on the same batches of their corpus; several ranks
 are started by moe.launch, as for a training.
-
-Shape letters: B sequences, S positions.
 """
 
 import argparse
@@ -13,101 +11,30 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from torch import Tensor
 
 from moe import devices
 from moe.accounting import forward_flops, training_flops
-from moe.benchmark.settle import settle
+from moe.benchmark.contender import Contender, init_ranks_once
 from moe.benchmark.turns import in_turns, speed_ratio
 from moe.command_line import exit_code, note
-from moe.data import Windows
 from moe.finished import FinishedRun, open_run, write_csv
-from moe.parallel import build_engine, init_ranks, spread_experts
 
 COLUMNS = ["setup", "size", "phase", "router", "tflops", "difference_percent", "low_percent", "high_percent"]
 COLUMNS += ["active_experts", "rounds", "device"]
 ROUTERS = ("topk", "relu")  # the baseline first
 FLOPS = {"training": training_flops, "inference": forward_flops}
-ENGINE = ("betas", "eps", "weight_decay", "clip", "zero_stage", "compile")
 
 
-class Contender:
-    """A finished run's model with the engine of its training; `statistics` are those of the last train step."""
-
-    def __init__(self, run: FinishedRun):
-        self.run, self.settings = run, run.spec["training"]
-        self.rank, self.ranks = init_ranks_once(run.device)
-        batch = self.settings["batch"]
-        self.micro_batch = self.settings.get("micro_batch") or max(1, batch // self.ranks)
-        if batch % (self.ranks * self.micro_batch):
-            each = f"{self.ranks} ranks × micro_batch {self.micro_batch}"
-            raise ValueError(f"{run.folder / 'run.yaml'}: batch {batch} is not a multiple of {each}")
-        model = run.model(run.snapshots[-1])
-        dtype = next(model.parameters()).dtype
-        spread_experts(model, self.settings.get("expert_ranks", 1))
-        options = {key: self.settings[key] for key in ENGINE if key in self.settings}
-        sizes = dict(batch=batch, micro_batch=self.micro_batch, ranks=self.ranks)
-        self.engine = build_engine(model, dtype=dtype, **sizes, **options)
-        # an engine is built with a learning rate of 0, so top-k's weights are held from the start
-        settle(self.training(), self.engine, self.settings["final_learning_rate"])
-
-    def batches(self) -> Iterator[tuple[Tensor, ...]]:
-        """This rank's micro-batches [B, S + 1] of a step, from the first step of the schedule on."""
-        settings = self.settings
-        windows = Windows(self.run.corpus, "train", settings["sequence"], settings["batch"], self.run.spec["seed"])
-        for step in count():
-            tokens_BS = torch.from_numpy(windows.at(step, self.rank, self.ranks)).to(self.run.device)
-            yield tokens_BS.split(self.micro_batch)
-
-    def training(self) -> Callable[[], None]:
-        """What a step of moe.train computes: all micro-batches, the optimiser, the router's own move."""
-        batches, engine = self.batches(), self.engine
-
-        def step() -> None:
-            engine.module.train()
-            for i, micro_BS in enumerate(next(batches)):
-                if i:
-                    engine.step()  # only accumulates: the optimiser moves after the last micro-batch
-                loss, router_loss = engine(micro_BS[:, :-1], micro_BS[:, 1:])
-                engine.backward(loss + router_loss)
-            engine.step()
-            step.statistics = engine.module.after_step()
-            step.active.append(step.statistics["active_experts"])
-
-        step.statistics, step.active = {}, []
-        return step
-
-    def inference(self) -> Callable[[], None]:
-        """The logits of the same batches."""
-        batches, model = self.batches(), self.engine.module
-
-        @torch.no_grad()
-        def step() -> None:
-            model.eval()
-            for micro_BS in next(batches):
-                model(micro_BS[:, :-1])
-
-        return step
-
-    def flops(self, phase: str) -> float:
-        """Nominal FLOPs of a step on one device: k active experts, whatever the router does."""
-        model = self.run.spec["model"]
-        shape = {k: model[k] for k in ("width", "layers", "heads", "kv_heads", "expert_width", "vocabulary")}
-        sequences = self.settings["batch"] / self.ranks
-        return sequences * FLOPS[phase](self.settings["sequence"], active_experts=model["top_k"], **shape)
-
-
-def init_ranks_once(device: torch.device) -> tuple[int, int]:
-    """As init_ranks, whose group is one a process."""
-    group = torch.distributed
-    return (group.get_rank(), group.get_world_size()) if group.is_initialized() else init_ranks(device)
+def nominal_flops(contender: Contender, phase: str) -> float:
+    """FLOPs of a step on one device: k active experts, whatever the router does."""
+    model, sequence = contender.run.spec["model"], contender.settings["sequence"]
+    shape = {k: model[k] for k in ("width", "layers", "heads", "kv_heads", "expert_width", "vocabulary")}
+    sequences = contender.settings["batch"] / contender.ranks
+    return sequences * FLOPS[phase](sequence, active_experts=model["top_k"], **shape)
 
 
 def compare(runs: dict[str, FinishedRun], rounds: int, clock=time.perf_counter) -> list[dict[str, Any]]:
@@ -125,7 +52,7 @@ def compare(runs: dict[str, FinishedRun], rounds: int, clock=time.perf_counter) 
             if phase == "training":
                 active[router] = statistics.mean(steps[router].active)
             row = {"setup": spec["setup"], "size": spec["size"], "phase": phase, "router": router}
-            row["tflops"] = contenders[router].flops(phase) / statistics.median(seconds[router]) / 1e12
+            row["tflops"] = nominal_flops(contenders[router], phase) / statistics.median(seconds[router]) / 1e12
             row |= {"active_experts": active[router], "rounds": rounds, "device": devices.name(runs[router].device)}
             rows.append(row)
         names = ("difference_percent", "low_percent", "high_percent")

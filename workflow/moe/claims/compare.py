@@ -7,7 +7,7 @@ from moe.figures.intervals import NORMAL_95, mean_interval, paired_error
 from moe.figures.metrics import LOCAL, METRICS, accuracies, scored_as
 from moe.figures.records import Record, records
 from moe.figures.stages import WINDOW
-from moe.figures.step_metrics import last_losses
+from moe.figures.step_metrics import domain_losses, last_losses
 
 Terms = list[tuple[dict, float]]  # runs with their weights
 
@@ -69,9 +69,9 @@ def against(run: dict, metric: str, snapshot: str, reference: float, margin: flo
     """A metric of one run against a number.
 
     A run that does not settle, but is long enough to have settled within the band, counts with the steps
-    in which it was watched: its settling time is at least that.
+    in which it was watched: its settling time is at least that. What was measured on the machine is one value.
     """
-    each = records(run)
+    each = records(run)[:1] if METRICS[metric].of_scale else records(run)
     values = [METRICS[metric].read(record, snapshot) for record in each]
     note = ""
     if metric == "settling_steps" and None in values:
@@ -85,6 +85,8 @@ def against(run: dict, metric: str, snapshot: str, reference: float, margin: flo
         note = f"cannot be said of a run of {len(each[0].steps())} steps"
         return Measured(None, reference, None, None, len(each), "not measured", note)
     mean, half = mean_interval(values)
+    if METRICS[metric].of_scale:
+        return Measured(mean, reference, mean - reference, half, 0, "no seed enters; no uncertainty known", note)
     words = "one seed" if half is None else f"{len(each)} seeds; 95 % t interval"
     return Measured(mean, reference, mean - reference, half, len(each), words, note)
 
@@ -165,10 +167,14 @@ def _pieces(record: Record, metric: str, snapshot: str, tasks: list[str]) -> lis
     """What a metric of one seed is the mean of, a Series a task (of a loss a single one); empty where unknown."""
     if metric == "training_loss":
         return [last_losses(record)]
-    if metric == "valid_loss":
-        frame = record.read("validation_windows.csv")
-        return [frame[frame["snapshot"] == snapshot].set_index("window")["loss"]]
-    if metric != "mean_accuracy" or not tasks:
+    if METRICS[metric].of_windows:
+        return [METRICS[metric].of_windows(record, snapshot)]
+    if metric == "domain_perplexity":  # linear in the losses around each domain's mean, whose error is its own
+        losses = domain_losses(record, snapshot)
+        return [math.exp(series.mean()) * series for series in losses.values()]
+    if METRICS[metric].task:
+        tasks = [METRICS[metric].task]
+    elif metric != "mean_accuracy" or not tasks:
         return []
     frame, series = record.read("samples.csv"), []
     scored = accuracies(record, snapshot)

@@ -76,7 +76,9 @@ class Part:
 
     def paper(self, run: dict) -> float | None:
         """The number that the paper printed for a run."""
-        found = find(self.pages, self.match, attributes(run, self.snapshot), METRICS[self.metric].printed)
+        metric = METRICS[self.metric]
+        us = attributes(run, self.snapshot, metric.split)
+        found = find(self.pages, self.match, us, metric.printed, metric.combine)
         self.printed += [found] if found else []
         return found.value if found else None
 

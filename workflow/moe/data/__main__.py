@@ -1,4 +1,4 @@
-"""`python -m moe.data prepare|fetch|tasks|check|benchmark …`: corpora by hand, or from a rule."""
+"""`python -m moe.data prepare|fetch|tasks|instructions|check|benchmark …`: corpora by hand, or from a rule."""
 
 import argparse
 import os
@@ -54,6 +54,13 @@ def parser():
         seed=(int, 0, "of the draw"),
         context_bytes=(int, 200, "length of a context"),
     )
+    command(
+        run_fetch_instructions,
+        "definition",
+        "folder",
+        mirror=(Path, None, "folder with the hub's layout, used instead of the network"),
+    )
+    command(run_instructions, "definition", "corpus", "folder", fetched=(Path, None, "what `fetch_instructions` wrote"))
     command(run_check, "folder")
     command(run_benchmark, "definition", megabytes=(float, 16, "of text"))
     return top
@@ -80,6 +87,23 @@ def run_tasks(options):
     from moe.data.tasks import make_local_tasks
 
     make_local_tasks(options.folder, count=options.count, seed=options.seed, context_bytes=options.context_bytes)
+
+
+def run_fetch_instructions(options):
+    """bring the file of a hub definition of instructions"""
+    from moe.data.hub import fetch
+    from moe.data.instructions import as_corpus, load_instructions
+
+    fetch(as_corpus(load_instructions(options.definition)), options.folder, mirror=options.mirror)
+
+
+def run_instructions(options):
+    """definition and corpus -> folder of an instruction set"""
+    from moe.data.instructions import load_instructions, prepare_instructions
+
+    definition = load_instructions(options.definition)
+    made = prepare_instructions(definition, options.corpus, options.folder, fetched=options.fetched)
+    print("{examples} examples, {tokens} tokens, {answers} with a loss; {cut} cut, {left_out} left out".format(**made))
 
 
 def run_check(options):

@@ -41,7 +41,10 @@ class Corpus:
         self._tokenizer = None
 
     def tokens(self, split):
-        """Token ids of a split: read-only memory map [T], every document ends with `end_of_text`."""
+        """Token ids of a split: read-only memory map [T].
+
+        Every document ends with `end_of_text`; a running text (byte values, words) is one document without an end.
+        """
         path = self.folder / f"{self._split(split)}.tokens.bin"
         dtype = token_type(self.vocabulary)
         if path.stat().st_size == 0:  # an empty file cannot be mapped

@@ -14,10 +14,11 @@ from moe.wrong import did_you_mean
 # kind -> (required keys, optional keys with defaults)
 SOURCES = {
     "local": ({}, {"domains": None, "limit_mb": None}),
+    "file": ({"path": str}, {}),
     "files": ({"folder": str}, {"text": "text", "domain": None, "patterns": None}),
     "hub": (
-        {"name": str, "split": str, "revision": str},
-        {"config": None, "text": "text", "domain": None, "files": None, "limit_bytes": None},
+        {"name": str, "revision": str},
+        {"split": None, "config": None, "text": "text", "domain": None, "files": None, "limit_bytes": None},
     ),
 }
 TOKENIZERS = {
@@ -28,7 +29,12 @@ TOKENIZERS = {
         {"name": str, "revision": str},
         {"file": "tokenizer.json", "end_of_text": "<|endoftext|>"},
     ),
+    "byte-values": ({}, {}),
+    "words": ({}, {}),
 }
+# kind of split -> the tokenizer that goes with it: text that runs on, without documents (moe/data/running.py)
+RUNNING = {"positions": "byte-values", "files": "words"}
+EXACT = ({"bytes": int, "sha1": str}, {"prefix": False})
 SPLITS = ("train", "valid", "test")
 SPLIT_WEIGHTS = {"train": 969, "valid": 30, "test": 1}  # ReMoE's, in thousandths
 LOCAL_DOMAINS = ("python", "cpp", "prose", "examples")
@@ -53,11 +59,15 @@ def check(definition, *, where="corpus definition"):
     """The definition with every default filled in; ValueError in one sentence where it is wrong."""
     if not isinstance(definition, dict):
         raise ValueError(f"{where}: expected keys source, tokenizer, split, got {definition!r}")
-    _known_keys(definition, ("source", "tokenizer", "split"), where, required=("source", "tokenizer"))
-    source = _part(definition["source"], SOURCES, f"{where}: source")
-    tokenizer = _part(definition["tokenizer"], TOKENIZERS, f"{where}: tokenizer")
+    _known_keys(definition, ("source", "tokenizer", "split", "exact"), where, required=("source", "tokenizer"))
+    source = part_of(definition["source"], SOURCES, f"{where}: source")
+    tokenizer = part_of(definition["tokenizer"], TOKENIZERS, f"{where}: tokenizer")
+    split = _check_split(definition.get("split", SPLIT_WEIGHTS), f"{where}: split")
+    exact = _check_exact(definition.get("exact"), split, f"{where}: exact")
+    _check_running(source, tokenizer, split, where)
     for part, name in ((source, "source"), (tokenizer, "tokenizer")):
-        if part["kind"] == "hub":
+        # a text whose own checksum is known is refused when it differs, wherever it comes from
+        if part["kind"] == "hub" and (name == "tokenizer" or not exact or exact["prefix"]):
             check_revision(part["revision"], part["name"], f"{where}: {name}.revision")
     if source["kind"] == "local":
         _check_local(source, f"{where}: source")
@@ -69,8 +79,9 @@ def check(definition, *, where="corpus definition"):
         value = source.get(key)
         if value is not None and not (isinstance(value, list) and value and all(isinstance(v, str) for v in value)):
             raise ValueError(f"{where}: source.{key} is {value!r}, expected a list of file patterns")
-    split = _check_split(definition.get("split", SPLIT_WEIGHTS), f"{where}: split")
-    return {"source": source, "tokenizer": tokenizer, "split": split}
+    if source["kind"] == "hub" and not source["split"] and not source["files"]:
+        raise ValueError(f"{where}: source lacks the key 'split', or 'files' instead")
+    return {"source": source, "tokenizer": tokenizer, "split": split, "exact": exact}
 
 
 def check_revision(revision, name, where):
@@ -83,7 +94,8 @@ def check_revision(revision, name, where):
         )
 
 
-def _part(part, kinds, where):
+def part_of(part, kinds, where):
+    """A section whose key `kind` says which others it has, defaults filled in; ValueError in one sentence."""
     if not isinstance(part, dict) or "kind" not in part:
         raise ValueError(f"{where} is {part!r}, expected a key `kind`, one of {', '.join(kinds)}")
     kind = part["kind"]
@@ -135,14 +147,59 @@ def _check_positive(value, where):
         raise ValueError(f"{where} is {value!r}, expected a number above 0")
 
 
+def _check_running(source, tokenizer, split, where):
+    """A split by positions or by files, its tokenizer and its source fit each other; files become the source's own."""
+    kind = split.get("kind")
+    if RUNNING.get(kind) != (tokenizer["kind"] if tokenizer["kind"] in RUNNING.values() else None):
+        pairs = ", ".join(f"{one} with tokenizer {other}" for one, other in RUNNING.items())
+        found = f"split by {kind or 'hash'} with tokenizer {tokenizer['kind']}"
+        raise ValueError(f"{where}: {found}, expected {pairs}, or neither")
+    if source["kind"] == "file" and kind != "positions":
+        raise ValueError(f"{where}: source.kind is 'file', expected with a split by positions, which one file has")
+    if kind == "files":
+        key = {"files": "patterns", "hub": "files"}.get(source["kind"])
+        if key is None:
+            raise ValueError(f"{where}: source.kind is {source['kind']!r}, expected files or hub, which hold several")
+        source[key] = list(dict.fromkeys(pattern for name in SPLITS for pattern in split[name]))
+
+
+def _check_exact(exact, split, where):
+    """The bytes that a running text must have, or None."""
+    if exact is None:
+        return None
+    if not isinstance(exact, dict):
+        raise ValueError(f"{where} is {exact!r}, expected bytes and sha1 of the text")
+    if split.get("kind") != "positions":
+        raise ValueError(f"{where} is given, expected with a split by positions alone")
+    required, optional = EXACT
+    _known_keys(exact, (*required, *optional), where, required=required)
+    if isinstance(exact["bytes"], bool) or not isinstance(exact["bytes"], int) or exact["bytes"] < 1:
+        raise ValueError(f"{where}.bytes is {exact['bytes']!r}, expected a whole number, 1 or more")
+    if not re.fullmatch(r"[0-9a-f]{40}", str(exact["sha1"])):
+        raise ValueError(f"{where}.sha1 is {exact['sha1']!r}, expected 40 hexadecimal digits")
+    prefix = exact.get("prefix", False)
+    if not isinstance(prefix, bool):
+        raise ValueError(f"{where}.prefix is {prefix!r}, expected true or false")
+    return {**optional, **exact}
+
+
 def _check_split(split, where):
     if not isinstance(split, dict):
         raise ValueError(f"{where} is {split!r}, expected weights of train, valid and test")
-    _known_keys(split, SPLITS, where, required=SPLITS)
+    kind = split.get("kind")
+    if "kind" in split and kind not in RUNNING:
+        raise ValueError(f"{where}.kind is {kind!r}, which is unknown{did_you_mean(str(kind), RUNNING)}")
+    _known_keys(split, (*SPLITS, "kind"), where, required=SPLITS)
+    if kind == "files":
+        for name in SPLITS:
+            found = split[name]
+            if not (isinstance(found, list) and found and all(isinstance(one, str) for one in found)):
+                raise ValueError(f"{where}.{name} is {found!r}, expected a list of file patterns")
+        return dict(split)
     for name in SPLITS:
         weight = split[name]
         if isinstance(weight, bool) or not isinstance(weight, int) or weight < 0:
             raise ValueError(f"{where}.{name} is {weight!r}, expected a whole number, 0 or more")
     if split["train"] == 0:
         raise ValueError(f"{where}.train is 0, expected a weight above 0")
-    return {name: split[name] for name in SPLITS}
+    return ({"kind": kind} if kind else {}) | {name: split[name] for name in SPLITS}

@@ -8,7 +8,7 @@ from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 
-from moe.data import local, sources, tokens
+from moe.data import local, running, sources, tokens
 from moe.data import tokenizer as tokenization
 from moe.data.corpus import LAYOUT, Corpus
 from moe.data.definition import SPLITS, check
@@ -28,6 +28,8 @@ class Documents:
     domain: str | None = None
     limit_bytes: int | None = None
     domains: list = field(default_factory=list)
+    root: Path | None = None  # below which a split's patterns name files
+    as_is: bool = False  # one file whose bytes are the text
 
     def __iter__(self):
         return chain.from_iterable(map(self.read, self.files))
@@ -57,19 +59,14 @@ def prepare(definition, folder, *, fetched=None, workers=None):
     try:
         with whole_folder(folder, may_replace=replaceable) as partial:
             documents = open_source(definition["source"], partial, fetched=fetched, workers=workers)
-            text = open_tokenizer(definition, documents, fetched=fetched)
-            width = tokenization.token_type(tokenization.vocabulary_size(text)).itemsize
-            per_token = 1 if definition["tokenizer"]["kind"] == "bytes" else BYTES_A_TOKEN
-            check_room(partial, documents.bytes() / per_token * width, "the prepared corpus")
-            counts, per_domain = tokens.write_tokens(
-                documents,
-                text,
-                partial,
-                weights=definition["split"],
-                domains=documents.domains,
-                limit_bytes=documents.limit_bytes,
-            )
-            _check_counts(counts, definition["split"], folder)
+            if "kind" in definition["split"]:
+                text, counts = running.write_running(definition, documents, partial)
+                documents.domains = [sources.NO_DOMAIN]
+                sums = {key: sum(count[key] for count in counts.values()) for key in tokens.COUNTS}
+                per_domain = {sources.NO_DOMAIN: sums}
+            else:
+                text, counts, per_domain = _write_documents(definition, documents, partial, fetched)
+                _check_counts(counts, definition["split"], folder)
             for file in documents.files:
                 if partial in file.parents:  # the gathered local texts
                     file.unlink()
@@ -79,6 +76,17 @@ def prepare(definition, folder, *, fetched=None, workers=None):
             raise ValueError(f"{folder}: the disk is full: make room and run again") from None
         raise
     Corpus(folder)  # opens
+
+
+def _write_documents(definition, documents, folder, fetched):
+    """Documents split by their hash: (tokenizer.Text, counts by split, counts by domain)."""
+    text = open_tokenizer(definition, documents, fetched=fetched)
+    width = tokenization.token_type(tokenization.vocabulary_size(text)).itemsize
+    per_token = 1 if definition["tokenizer"]["kind"] == "bytes" else BYTES_A_TOKEN
+    check_room(folder, documents.bytes() / per_token * width, "the prepared corpus")
+    split, domains, limit = definition["split"], documents.domains, documents.limit_bytes
+    counts, per_domain = tokens.write_tokens(documents, text, folder, weights=split, domains=domains, limit_bytes=limit)
+    return text, counts, per_domain
 
 
 def open_source(source, scratch, *, fetched=None, workers=1):
@@ -91,11 +99,13 @@ def open_source(source, scratch, *, fetched=None, workers=1):
                 out.write(json.dumps({"text": text, "domain": domain}) + "\n")
         names = list(source["domains"] or local.LOCAL_DOMAINS)
         return Documents([file], domain="domain", domains=names)
+    if source["kind"] == "file":
+        return Documents([running.one_file(source["path"])], as_is=True)
     if source["kind"] == "files":
         files = sources.list_files(source["folder"], patterns=source["patterns"])
-        return Documents(files, source["text"], source["domain"])
-    files = verified_files(fetched, source["name"])
-    return Documents(files, source["text"], source["domain"], source["limit_bytes"])
+        return Documents(files, source["text"], source["domain"], root=Path(source["folder"]).expanduser())
+    files, root = verified_files(fetched, source["name"]), Path(fetched or "") / "files"
+    return Documents(files, source["text"], source["domain"], source["limit_bytes"], root=root)
 
 
 def verified_files(fetched, name):

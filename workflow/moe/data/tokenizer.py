@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from moe.wrong import did_you_mean
 
 END_OF_TEXT = "<|endoftext|>"
+END_OF_LINE = "<eos>"  # as the word-level corpora's models call it
+UNKNOWN = "<unk>"  # as WikiText's files spell rare words
 
 
 class Text:
@@ -49,6 +51,32 @@ def byte_tokenizer():
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([END_OF_TEXT])
     return Text(tokenizer, 256)
+
+
+def byte_value_tokenizer(values):
+    """Token = byte, of those that occur: `values` in order are the ids, none is added.
+
+    Running text has no end; where one is asked for, the newline stands for it (the first symbol if there is none).
+    """
+    letters = byte_letters()
+    vocabulary = {letters[value]: i for i, value in enumerate(values)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return Text(tokenizer, vocabulary.get(letters[ord("\n")], 0))
+
+
+def word_tokenizer(ids):
+    """Token = word between spaces, and END_OF_LINE for each newline; `ids` maps every word to its id.
+
+    A text decodes with one space around its words, as WikiText has them. New words are UNKNOWN where that is a word.
+    """
+    tokenizer = Tokenizer(models.WordLevel(vocab=ids, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Replace("\n", f" {END_OF_LINE} ")
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    spaced = decoders.WordPiece(prefix="\0", cleanup=False)  # a space before all words, since none begins so
+    tokenizer.decoder = decoders.Sequence([spaced, decoders.Replace(END_OF_LINE, "\n")])
+    return Text(tokenizer, ids[END_OF_LINE])
 
 
 def train_bpe(texts, *, vocabulary):

@@ -57,6 +57,25 @@ def held_out(corpus, split, sequence, limit=None):
         yield _cut(tokens, np.array([i * windows // count]), sequence)[0]
 
 
+def domain_windows(corpus, split, sequence, limit=None):
+    """Yield (domain, its windows int64 [W, S+1]) of a split: the documents of each domain, one after another.
+
+    All windows, or `limit` of each domain, spread evenly over it; a domain shorter than one is left out.
+    """
+    tokens, (starts, domains) = corpus.tokens(split), corpus.documents(split)
+    for number, domain in enumerate(corpus.domains):
+        documents = np.flatnonzero(domains == number)
+        ends = np.cumsum(starts[documents + 1] - starts[documents])
+        windows = (int(ends[-1]) - 1) // sequence if len(ends) else 0
+        if windows < 1:
+            continue
+        count = windows if limit is None else min(limit, windows)
+        chosen = np.arange(count, dtype=np.int64) * windows // count
+        places = chosen[:, None] * sequence + np.arange(sequence + 1)  # among the domain's own tokens
+        document = np.searchsorted(ends, places, side="right")
+        yield domain, tokens[starts[documents[document] + 1] - ends[document] + places].astype(np.int64)
+
+
 def count_windows(corpus, split, sequence):
     """Windows W of a split; ValueError where it is shorter than one."""
     tokens = len(corpus.tokens(split))

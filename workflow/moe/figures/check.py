@@ -1,8 +1,10 @@
 """Checks of config/figures.tsv when the workflow is read, before anything is trained."""
 
+import json
+from functools import cache
 from pathlib import Path
 
-from moe.figures.kinds import BACKBONE, KINDS, LAYERS, STEPS
+from moe.figures.kinds import BACKBONE, GROUPS, KINDS, LAYERS, STEPS
 from moe.figures.metrics import LOCAL, METRICS, TASK_NAMES
 from moe.figures.reported import columns_of, parse_match, stems
 from moe.wrong import wrong
@@ -23,30 +25,43 @@ def select(query: str, runs: list[dict], *, file=FILE, row="", column="runs") ->
     compared as numbers. Errors: ValueError naming file, row and column if it is no valid query, names an
     unknown column, or selects nothing.
     """
-    import pandas as pd
-
     if not query.strip():
         return []
-    frame = pd.DataFrame([{k: v for k, v in run.items() if k != "seeds"} for run in runs])
-    for name in frame.columns:
-        try:
-            frame[name] = pd.to_numeric(frame[name])
-        except (ValueError, TypeError):
-            frame[name] = frame[name].astype(str)
+    rows = [{k: v for k, v in run.items() if k != "seeds"} for run in runs]
+    known = [name for name in dict.fromkeys(name for run in rows for name in run) if name != "folder"]
     try:
-        # Without the dictionaries a query could name the variables of this module with @.
-        chosen = frame.query(query, engine="python", local_dict={}, global_dict={}).index
+        chosen = _places(query, json.dumps(rows))
     except NameError as error:
         name = str(error).split("'")[1] if "'" in str(error) else str(error)
-        known = [c for c in frame.columns if c != "folder"]
         problem = f"of the query {query!r} is no column of the runs"
         raise wrong(file, row, column, name, problem, known) from None
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise wrong(file, row, column, query, f"is no valid pandas query ({reason})") from None
-    if not len(chosen):
+    if not chosen:
         raise wrong(file, row, column, query, "selects no run of config/runs.tsv")
     return [runs[i] for i in chosen]
+
+
+@cache  # the tables ask the same of the same runs again and again
+def _places(query: str, runs: str) -> list[int]:
+    """The places of the runs that a query selects. runs: as JSON."""
+    # Without the dictionaries a query could name the variables of this module with @.
+    return list(_frame(runs).query(query, engine="python", local_dict={}, global_dict={}).index)
+
+
+@cache
+def _frame(runs: str):
+    """The runs, given as JSON, as a pandas frame whose columns are numbers or text."""
+    import pandas as pd
+
+    frame = pd.DataFrame(json.loads(runs))
+    for name in frame.columns:
+        try:
+            frame[name] = pd.to_numeric(frame[name])
+        except (ValueError, TypeError):
+            frame[name] = frame[name].astype(str)
+    return frame
 
 
 def check_figures(rows: list[dict], runs: list[dict], reported: Path, *, file=FILE) -> None:
@@ -88,13 +103,13 @@ def check_reported(row: dict, runs: list[dict], reported: Path, *, file, name) -
     except ValueError as error:
         problem = f"is {error}"
         raise wrong(file, name, "match", text(row, "match"), problem) from None
-    known = {key for run in runs for key in run} | {"snapshot"}
+    known = {key for run in runs for key in run} | {"snapshot", "split"}
     for column, source in match.items():
         if column not in columns:
             problem = "is no column of the reported file"
             raise wrong(file, name, "match", column, problem, sorted(columns))
         plain = not source.startswith("=") and "{" not in source
-        if plain and known > {"snapshot"} and source not in known | _options(runs):
+        if plain and known > {"snapshot", "split"} and source not in known | _options(runs):
             problem = "is neither a column of the runs nor, with = in front, a constant"
             raise wrong(file, name, "match", source, problem, sorted(known))
     return metrics
@@ -116,13 +131,19 @@ def _check_axes(row: dict, kind, runs: list[dict], printed: set[str], *, file, n
                 raise wrong(file, name, column, word, "is no column of metrics.csv", STEPS)
             if holds == "layers" and word not in LAYERS:
                 raise wrong(file, name, column, word, "is no choice of layers", LAYERS)
+            if holds == "groups" and word not in GROUPS:
+                raise wrong(file, name, column, word, "is no group of routers", GROUPS)
             if holds == "backbone" and word not in BACKBONE:
                 raise wrong(file, name, column, word, "is no number of a backbone", BACKBONE)
             if holds == "attributes" and word not in {*runs[0], "snapshot"}:
                 names = sorted({*runs[0], "snapshot"})
                 raise wrong(file, name, column, word, "is no column of the runs", names)
             if holds == "metrics":
-                check_metric(word, printed, file=file, name=name, column=column)
+                of, _, metric = word.rpartition(":")
+                corpora = {run["corpus"] for run in runs} if of else ()
+                if of and of not in corpora:
+                    raise wrong(file, name, column, of, "is the corpus of none of the runs", corpora)
+                check_metric(metric, printed, file=file, name=name, column=column)
     for word in text(row, "hue").split():
         if runs and word not in runs[0]:
             raise wrong(file, name, "hue", word, "is no column of the runs", sorted(runs[0]))

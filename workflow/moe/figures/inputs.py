@@ -10,6 +10,7 @@ def files_of_metrics(words, *, paired: bool = False) -> tuple[set[str], set[str]
 
     paired: also what one seed's uncertainty is taken from.
     """
+    words = [word.rpartition(":")[2] for word in words]
     chosen = [METRICS[word] for word in words if word in METRICS]
     seed = {file for metric in chosen for file in metric.files}
     if paired:

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,20 @@ import yaml
 from moe.wrong import wrong
 
 FACTORS = {"k": 1e3, "M": 1e6, "B": 1e9}  # of sizes as printed
+# What RMoE calls by several names, in one of its tables or another (docs/discrepancies.md) -> our label.
+ALIASES = {
+    "SMoE + MLP": "SMoE-MLP",
+    "RMoE + NP": "RMoE-NP",
+    "RMoE + detach h_{i-1}": "RMoE-detach",
+    "RMoE + NP + r-0.5": "RMoE-NP-r0.5",
+    "RMoE + NP + r-1.0": "RMoE-NP-r1.0",
+    "RMoE + NP + r-0.5 + detach-r": "RMoE-NP-r0.5-detach-r",
+    "RMoE + NP + r-1.0 + detach-r": "RMoE-NP-r1.0-detach-r",
+    "RandomMoE": "RandomSMoE",
+    "linear": "SMoE",
+    "rnn": "RMoE",
+    "wikitext103": "wikitext-103",
+}
 
 
 class Printed(NamedTuple):
@@ -52,22 +67,25 @@ def load(folder: Path, names: list[str]) -> list[list[dict]]:
     return pages
 
 
-def attributes(run: dict, snapshot: str = "") -> dict:
-    """What a reported column may be compared with: the run's columns, its options, and the snapshot."""
+def attributes(run: dict, snapshot: str = "", split: str = "") -> dict:
+    """What a reported column may be compared with: the run's columns, its options, the snapshot, the metric's split."""
     options = run.get("options") or {}
     if isinstance(options, str):
         options = yaml.safe_load(options) or {}
-    return {**(options if isinstance(options, dict) else {}), **run, "snapshot": snapshot}
+    return {**(options if isinstance(options, dict) else {}), **run, "snapshot": snapshot, "split": split}
 
 
 def same(printed: str, ours) -> bool:
-    """Equal as numbers where both are numbers (1e-8 and 0.00000001), otherwise as text (Dense×8 is Densex8)."""
+    """Equal as numbers where both are numbers (1e-8 and 0.00000001), otherwise as text (Dense×8 is Densex8).
+
+    Of several printed names for one thing (ALIASES) each is equal to ours.
+    """
     if isinstance(ours, bool):
         ours = "yes" if ours else "no"
     try:
         return math.isclose(float(printed), float(ours), rel_tol=1e-9)
     except (TypeError, ValueError):
-        return str(printed).replace("×", "x") == str(ours).replace("×", "x")
+        return ALIASES.get(str(printed), str(printed)).replace("×", "x") == str(ours).replace("×", "x")
 
 
 def number(value) -> float:
@@ -88,18 +106,28 @@ def resolve(source: str, values: dict):
     return values.get(source)
 
 
-def find(pages: list[list[dict]], match: dict, values: dict, metric: str) -> Printed | None:
+def find(
+    pages: list[list[dict]],
+    match: dict,
+    values: dict,
+    metric: str,
+    combine: Callable[[list[dict]], float] | None = None,
+) -> Printed | None:
     """The number printed for one metric of one run, or None.
 
     A column named in `match` that a file lacks does not restrict that file, and an empty cell fits any
     run (table 3 of RMoE prints a speed once for both token counts); where some rows fit exactly, those
-    count. Errors: ValueError if what fits are different numbers.
+    count. combine: makes one number of the rows where the paper prints many, of single layers. Errors: ValueError if
+    what fits are different numbers otherwise.
     """
     for rows in pages:
         fits = _fitting(rows, {"metric": f"={metric}", **match}, values)
         if fits:
             best = min(loose for loose, _ in fits)
             rows = [row for loose, row in fits if loose == best]
+            if combine is not None:
+                value = combine(rows)
+                return _printed(rows[0])._replace(value=value, text=f"{value:.3f}")
             if len({row["value"] for row in rows}) > 1:
                 some = ", ".join(row["value"] for row in rows[:4])
                 raise ValueError(f"{metric} fits several printed numbers ({some}): match more columns")
@@ -108,8 +136,11 @@ def find(pages: list[list[dict]], match: dict, values: dict, metric: str) -> Pri
 
 
 def place(pages: list[list[dict]], match: dict, values: dict) -> int:
-    """Where a run stands in the first file, so that our rows can follow the paper's; its end if nowhere."""
-    rows = pages[0] if pages else []
+    """Where a run stands in the first file, so that our rows can follow the paper's; its end if nowhere.
+
+    Whatever is printed of it counts, on either split.
+    """
+    rows, match = pages[0] if pages else [], {column: s for column, s in match.items() if s != "split"}
     fits = _fitting(rows, match, values)
     return rows.index(fits[0][1]) if fits else len(rows)
 

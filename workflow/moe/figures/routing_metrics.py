@@ -7,6 +7,7 @@ a row for each layer, domain and expert: `routed` of the domain's `tokens` went 
 import math
 from typing import TYPE_CHECKING
 
+from moe.figures.intervals import NORMAL_95
 from moe.figures.records import Record
 
 if TYPE_CHECKING:
@@ -112,7 +113,26 @@ def speed(phase: str, column: str, record: Record, snapshot: str) -> float | Non
     return None if value != value else float(value)
 
 
+def cost(column: str, record: Record, snapshot: str) -> float | None:
+    """A column of results/{scale}/cost.csv for the run; None where it was not measured."""
+    import pandas as pd
+
+    path = record.results / "cost.csv"
+    if not path.is_file():
+        return None
+    frame = pd.read_csv(path)
+    rows = frame[frame["run"] == record.run["run"]]
+    value = rows[column].iloc[0] if len(rows) else math.nan
+    return None if value != value else float(value)
+
+
+def extra_time_error(record: Record, snapshot: str) -> float | None:
+    """Standard error of how much slower a run's step is, from its 95 % interval."""
+    low, high = (cost(f"{side}_percent", record, snapshot) for side in ("low", "high"))
+    return None if low is None or high is None else (high - low) / 2 / NORMAL_95
+
+
 def speed_error(phase: str, record: Record, snapshot: str) -> float | None:
     """Standard error of a difference of speeds, from its 95 % interval."""
     low, high = (speed(phase, f"{side}_percent", record, snapshot) for side in ("low", "high"))
-    return None if low is None or high is None else (high - low) / 2 / 1.959963984540054
+    return None if low is None or high is None else (high - low) / 2 / NORMAL_95

@@ -12,6 +12,7 @@ from moe.figures.style import Picture, colours, panels
 from moe.figures.titles import headline, seeds_sentence
 
 AXES = {"size": "active parameters at the paper's size", "experts": "experts E", "granularity": "granularity G"}
+AXES |= {"layers": "layers at the paper's size"}
 
 
 def scaling(spec, runs, *, scale, reported, results) -> Picture:
@@ -25,7 +26,7 @@ def scaling(spec, runs, *, scale, reported, results) -> Picture:
         snapshot = snapshots_of(each[0])[-1]
         values = [metric.read(record, snapshot) for record in each]
         mean, half = mean_interval(values) if None not in values else (None, None)
-        printed = find(pages, match, attributes(run, snapshot), metric.printed)
+        printed = find(pages, match, attributes(run, snapshot, metric.split), metric.printed)
         seeds.append(len(values))
         row = {"label": run["label"], x: run[x], "at": number(run[x]), "measured": mean, "interval": half}
         rows.append(row | {"reported": printed.value if printed else None, "seeds": len(values), "run": run["run"]})

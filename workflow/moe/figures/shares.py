@@ -5,11 +5,12 @@ import pandas as pd
 
 from moe.figures.check import text
 from moe.figures.intervals import mean_interval
+from moe.figures.probe_metrics import frequencies, selection_unevenness
 from moe.figures.records import records
 from moe.figures.routing_metrics import INACTIVE, expert_shares, idle_experts, layer_sparsity, probed_sentence
 from moe.figures.sparsity import one_run
 from moe.figures.style import BLACK, Picture, colours, panels
-from moe.figures.titles import headline, seeds_sentence
+from moe.figures.titles import called, headline, seeds_sentence
 
 
 def expert_heatmap(spec, runs, *, scale, reported, results) -> Picture:
@@ -86,3 +87,40 @@ def layer_sparsity_figure(spec, runs, *, scale, reported, results) -> Picture:
         text(spec, "caption"),
     ]
     return Picture(figure, data, headline(spec, scale), text(spec, "title"), [" ".join(notes)])
+
+
+def selection_frequencies(spec, runs, *, scale, reported, results) -> Picture:
+    """How often each expert of each layer is chosen, a panel a run (RMoE, figure 12): shares of a layer's assignments.
+
+    Experts of two seeds have nothing in common, so the first seed is drawn; the CSV has all.
+    """
+    across = min(4, len(runs))
+    wide = {run["run"]: frequencies(records(run)[0]) for run in runs}
+    rows = -(-len(runs) // across)
+    layers = max(map(len, wide.values()))
+    figure, axes = panels(rows, across, width=2.3 * across + 0.8, height=max(1.6, 0.8 + 0.17 * layers) * rows + 0.8)
+    most = max(frame.to_numpy().max() for frame in wide.values())
+    for axis in axes.flat[len(runs) :]:
+        axis.set_axis_off()
+    for axis, run in zip(axes.flat, runs, strict=False):
+        grid = wide[run["run"]].to_numpy()
+        image = axis.imshow(grid, cmap="viridis", vmin=0, vmax=most, aspect="auto")
+        axis.set(title=called(["label"], run), xlabel="expert", ylabel="layer")
+        axis.set_yticks(range(0, len(grid), max(1, len(grid) // 8)))
+        axis.grid(False)
+    figure.colorbar(image, ax=axes.ravel().tolist(), label="share of the layer's assignments")
+    uneven = [(called(["label"], run), [selection_unevenness(r, "") for r in records(run)]) for run in runs]
+    said = ", ".join(f"{label} {np.mean(values):.0f}" for label, values in uneven)
+    seeds = len(records(runs[0]))
+    shown = "One seed." if seeds == 1 else f"Seed {records(runs[0])[0].seed} of {seeds} is drawn; the CSV has all."
+    notes = [f"Standard deviation over the experts of a layer, in % of their mean, mean over layers: {said}.", shown]
+    notes += [probed_sentence(records(runs[0])[0]), text(spec, "caption")]
+    data = pd.concat([_frequency(run, record) for run in runs for record in records(run)], ignore_index=True)
+    return Picture(figure, data, headline(spec, scale), text(spec, "title"), [" ".join(notes)])
+
+
+def _frequency(run: dict, record) -> pd.DataFrame:
+    shares = frequencies(record).stack().rename("share").reset_index()
+    shares.insert(0, "run", run["run"])
+    shares.insert(1, "seed", record.seed)
+    return shares

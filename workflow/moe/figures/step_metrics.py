@@ -4,11 +4,15 @@ Each function takes (record, snapshot) and gives a number, or None where the run
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moe.figures.records import Record, target_sparsity, total_experts
 from moe.figures.stages import WINDOW, settling_steps
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EXCLUDED_STEPS = 100  # figure 3 of ReMoE leaves out the first 100 steps
 LAST = 0.1  # share of the steps at the end whose losses are the "training loss" of a run
@@ -23,9 +27,50 @@ def validation(column: str, record: Record, snapshot: str) -> float | None:
     return _known(rows[column].iloc[-1]) if len(rows) and column in rows else None
 
 
-def parameters(record: Record, snapshot: str) -> float | None:
-    """Parameters in millions."""
-    value = record.done().get("parameters")
+def windows(split: str, record: Record, snapshot: str) -> "pd.Series":
+    """Loss of each window of a split, nats per token, by the window's number."""
+    frame = record.read("validation_windows.csv")
+    of_split = frame["split"] == split if "split" in frame else split == "valid"
+    return frame[(frame["snapshot"] == snapshot) & of_split].set_index("window")["loss"]
+
+
+def of_loss(kind: str, split: str, record: Record, snapshot: str) -> float | None:
+    """Bits per character, loss/ln 2, or perplexity, exp(loss), of a split; RMoE's numbers, a token being a character.
+
+    The loss is the mean over blocks of 8 parallel streams, read with the cache.
+    """
+    frame = record.read("validation.csv")
+    losses = frame[(frame["snapshot"] == snapshot) & (frame["split"] == split)]["loss"]
+    loss = _known(losses.iloc[-1]) if len(losses) else None
+    if loss is None:
+        return None
+    return loss / math.log(2) if kind == "bpc" else math.exp(loss)
+
+
+def windows_of_loss(kind: str, split: str, record: Record, snapshot: str) -> "pd.Series":
+    """What `of_loss` is the mean of, window by window; of the perplexity to first order in a window's own loss."""
+    losses = windows(split, record, snapshot)
+    if kind == "bpc":
+        return losses / math.log(2)
+    return math.exp(losses.mean()) * (1 + losses - losses.mean())
+
+
+def domain_losses(record: Record, snapshot: str) -> dict[str, "pd.Series"]:
+    """Losses of the test text by domain: domain -> Series by window, nats per token."""
+    frame = record.read("domain_losses.csv")
+    frame = frame[frame["snapshot"] == snapshot]
+    return {str(domain): rows.set_index("window")["loss"] for domain, rows in frame.groupby("domain")}
+
+
+def domain_perplexity(record: Record, snapshot: str) -> float | None:
+    """Mean over domains of the perplexity exp(mean loss) of each one's test text."""
+    losses = domain_losses(record, snapshot)
+    return sum(math.exp(series.mean()) for series in losses.values()) / len(losses) if losses else None
+
+
+def parameters(which: str, record: Record, snapshot: str) -> float | None:
+    """Parameters in millions: of the model, or `router_parameters`."""
+    value = record.done().get(which)
     return None if value is None else value / 1e6
 
 

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from moe.figures.check import text
-from moe.figures.intervals import mean_interval
+from moe.figures.intervals import NORMAL_95, mean_interval
 from moe.figures.kinds import BACKBONE
 from moe.figures.layout import Table
 from moe.figures.metrics import LOCAL, columns_of, metric_of
@@ -25,30 +25,38 @@ BACKBONE_HEADERS = {
 def runs_table(spec, runs, *, scale, reported, results) -> Table:
     """Rows are runs (at one or several snapshots), columns are metrics.
 
-    A cell of the CSV has the printed number, the measured mean over seeds, their difference (measured −
-    reported) and the half-width of the 95 % interval. What was not run is empty.
+    A column `corpus:metric` is of the run on that corpus alone, so that runs that differ in it share a row. A cell of
+    the CSV has the printed number, the measured mean over seeds, their difference (measured − reported) and the
+    half-width of the 95 % interval. What was not run is empty.
     """
     seeds = {run["run"]: records(run) for run in runs}
+    return table_of(spec, rows_of(spec, runs, seeds, reported), seeds, scale=scale, reported=reported)
+
+
+def table_of(spec, rows: list[tuple[dict, str]], seeds: dict, *, scale, reported) -> Table:
+    """The table of these (run, snapshot); seeds: run -> its records, of all that the row of figures.tsv selects."""
     columns = columns_of(text(spec, "y"), [r for each in seeds.values() for r in each])
     tasks = [column for column in columns if "/" in column]
-    metrics = {column: metric_of(column, tasks) for column in columns}
+    metrics = {column: metric_of(column.rpartition(":")[2], tasks) for column in columns}
     pages = load(reported, stems(text(spec, "reported")))
     match = parse_match(text(spec, "match"))
-    names, cells = [], []
-    for run, snapshot in _rows(spec, runs, seeds, pages, match):
-        values = attributes(run, snapshot)
-        names.append(called(text(spec, "x").split(), values))
-        if names[-1] in names[:-1]:
-            where = f"{spec['paper']}/{spec['figure']}"
-            raise ValueError(f"{where}: two rows are called {names[-1]!r}; name more columns in x.")
+    named, cells = {}, []
+    for run, snapshot in rows:
+        named.setdefault(called(text(spec, "x").split(), attributes(run, snapshot)), []).append((run, snapshot))
+    for name, each in named.items():
         for column, metric in metrics.items():
-            printed = find(pages, match, values, metric.printed)
-            measured = [metric.read(record, snapshot) for record in seeds[run["run"]]]
-            cells.append(cell_of(names[-1], column, metric.unit, printed, measured))
+            of = column.rpartition(":")[0]
+            mine = [(run, snapshot) for run, snapshot in each if of in ("", run["corpus"])]
+            if len(mine) > 1:
+                where = f"{spec['paper']}/{spec['figure']}"
+                raise ValueError(f"{where}: two rows are called {name!r}; name more columns in x.")
+            for run, snapshot in mine:
+                printed = find(pages, match, attributes(run, snapshot, metric.split), metric.printed)
+                cells.append(_cell(name, column, metric, printed, seeds[run["run"]], snapshot))
     return Table(
         title=f"{headline(spec, scale)}: {text(spec, 'title')}",
         corner=corner(text(spec, "x")),
-        rows=names,
+        rows=list(named),
         columns={c: (_header(c, metric), metric.decimals) for c, metric in metrics.items() if not metric.csv_only},
         cells=cells,
         caption=text(spec, "caption"),
@@ -56,22 +64,35 @@ def runs_table(spec, runs, *, scale, reported, results) -> Table:
     )
 
 
-def _rows(spec, runs, seeds, pages, match) -> list[tuple[dict, str]]:
-    """(run, snapshot) of every row, in the paper's order; grouped by snapshot where `x` begins with it."""
+def rows_of(spec, runs, seeds, reported) -> list[tuple[dict, str]]:
+    """(run, snapshot) of every row, in the paper's order; grouped by snapshot where `x` begins with it.
+
+    A fine-tuned run has one snapshot, and is shown if that is asked for. Errors: ValueError for any other without one.
+    """
+    pages, match = load(reported, stems(text(spec, "reported"))), parse_match(text(spec, "match"))
     asked = text(spec, "snapshots").split()
     rows = []
     for run in runs:
         made = snapshots_of(seeds[run["run"]][0])
         missing = [label for label in asked if label not in made]
-        if missing:
+        if missing and (missing == asked or not run["base"]):
             problem = f"has no snapshot {missing[0]!r}, only {', '.join(made)}"
             raise ValueError(f"{spec['paper']}/{spec['figure']}: run {run['run']} {problem}.")
-        rows += [(run, label) for label in (asked or made[-1:])]
+        rows += [(run, label) for label in (asked or made[-1:]) if label in made]
     rows.sort(key=lambda row: place(pages, match, attributes(*row)))
     if text(spec, "x").startswith("snapshot"):
         order = list(dict.fromkeys(asked or (label for _, label in rows)))
         rows.sort(key=lambda row: order.index(row[1]))
     return rows
+
+
+def _cell(row: str, column: str, metric, printed, each: list, snapshot: str) -> dict:
+    """A cell of several seeds; what was measured on the machine is one value with an interval of its own."""
+    if not metric.of_scale:
+        return cell_of(row, column, metric.unit, printed, [metric.read(record, snapshot) for record in each])
+    cell = cell_of(row, column, metric.unit, printed, [metric.read(each[0], snapshot)]) | {"seeds": None}
+    error = metric.error(each[0], snapshot) if metric.error else None
+    return cell | {"interval": None if error is None else NORMAL_95 * error}
 
 
 def cell_of(row: str, column: str, unit: str, printed, measured: list) -> dict:
@@ -94,14 +115,16 @@ def cell_of(row: str, column: str, unit: str, printed, measured: list) -> dict:
 
 
 def _header(column: str, metric) -> str:
-    mark = "†" if column.startswith(LOCAL) else ""
-    return f"{metric.header}{mark}" + (f" ({metric.unit})" if metric.unit else "")
+    mark, of = "†" if column.startswith(LOCAL) else "", column.rpartition(":")[0]
+    return (f"{of}, " if of else "") + f"{metric.header}{mark}" + (f" ({metric.unit})" if metric.unit else "")
 
 
 def _notes(cells: list[dict], columns: list[str], scale: str) -> list[str]:
     ran = {cell["column"] for cell in cells if cell["measured"] is not None}
     empty = [c for c in columns if c not in ran and "/" in c]
-    notes = ["Lines: the number that the paper printed, ours, and their difference (ours − paper)."]
+    notes = []
+    if any(cell["reported"] is not None for cell in cells):
+        notes.append("Lines: the number that the paper printed, ours, and their difference (ours − paper).")
     notes.append(seeds_sentence(cell["seeds"] for cell in cells if cell["seeds"]))
     if empty:
         notes.append(f"Left empty, because not run here (no data or no time): {', '.join(empty)}.")

@@ -10,12 +10,16 @@ SAID = {
     "lambda_0": "λ₀ = {}",
     "alpha": "α = {}",
     "warmup_steps": "{} steps of warm-up",
+    "reduced": "dimension {}",
     "tensor_parallel": "tensor parallel {}",
+    "state": "p = {}",
+    "frozen": "{} frozen",
 }
+STAGES = {"pretrain": "", "sft": "fine-tuned"}
 BALANCED = {"yes": "with balancing", "no": "without balancing"}
 
 
-HEADS = {"lambda_0": "λ₀", "alpha": "α", "warmup_steps": "warm-up", "experts": "E", "granularity": "G"}
+HEADS = {"lambda_0": "λ₀", "alpha": "α", "warmup_steps": "warm-up", "experts": "E", "granularity": "G", "state": "p"}
 
 
 def corner(cell: str) -> str:
@@ -30,6 +34,13 @@ def called(words: list[str], values: dict) -> str:
         value = values.get(word)
         if value in (None, "") or (word in ("experts", "granularity") and values.get("router") == "none"):
             continue
+        if word == "cell" and value == "none":  # a router without one
+            continue
+        if word == "frozen" and value == "none":  # of fine-tuning alone
+            value = "nothing" if values["stage"] == "sft" else None
+        value = STAGES[value] if word == "stage" else value
+        if not value:
+            continue
         value = re.sub(r"e([+-])0", r"e\1", f"{value:g}") if isinstance(value, float) else value  # 1e-8 as printed
         names.append(BALANCED[value] if word == "balanced" else SAID.get(word, "{}").format(value))
     return ", ".join(names)
@@ -39,8 +50,11 @@ def headline(spec: dict, scale: str) -> str:
     """ "Table 2 of ReMoE at scale laptop (not the paper's size)"; the scale `paper` is the paper's."""
     name = re.sub(r"^(table|figure|fig)(?=\d)", r"\1 ", spec["figure"])
     name = re.sub(r"^fig\b", "figure", name).replace("-", " ")
+    of = "of"
+    if name.startswith("extra "):
+        name, of = f"extra table ({name.removeprefix('extra ')})", "beyond"
     size = "" if scale == "paper" else " (not the paper's size)"
-    return f"{name[0].upper()}{name[1:]} of {PAPERS[spec['paper']]} at scale {scale}{size}"
+    return f"{name[0].upper()}{name[1:]} {of} {PAPERS[spec['paper']]} at scale {scale}{size}"
 
 
 def seeds_sentence(counts) -> str:

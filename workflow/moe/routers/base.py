@@ -123,6 +123,10 @@ class Gates(nn.Module):
     leaks = False  # whether a token's gates depend on later tokens in training (never in evaluation)
     merges = False  # whether experts are merged rather than dispatched to: gates are dense, compute is not
 
+    def distribution(self, scores_TE: Tensor) -> Tensor:
+        """A Choice's scores as probabilities over all experts, for the probes: what most gates cut from as it is."""
+        return scores_TE
+
     def after_step(self, sparsity: float, active_LE: Tensor) -> dict[str, float]:
         """Adjust the gates' own state after an optimiser step; returns metrics.
 

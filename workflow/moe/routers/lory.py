@@ -45,6 +45,10 @@ class Lory(Gates):
         gates_TE = weights_BJE.repeat_interleave(lengths_J, dim=1, output_size=scores_BSE.shape[1]).reshape(tokens, -1)
         return Choice(gates_TE, scores_TE.new_zeros(()), scores_TE, lengths * batch)
 
+    def distribution(self, scores_TE: Tensor) -> Tensor:
+        """Their softmax, of each token by itself."""
+        return scores_TE.softmax(-1)
+
     def applications(self, routed: float) -> float:
         """One merged expert a token, and the merge: every weight of E experts once a segment."""
         return 1 + self.experts / self.segment

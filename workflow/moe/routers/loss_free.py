@@ -53,6 +53,10 @@ class LossFree(Gates):
             weights_TK = weights_TK.clamp(min=least) / weights_TK.clamp(min=least).sum(-1, keepdim=True)
         return Choice(spread(weights_TK, experts_TK, affinity_TE), scores_TE.new_zeros(()), affinity_TE)
 
+    def distribution(self, scores_TE: Tensor) -> Tensor:
+        """The affinities, which a sigmoid does not make add up to 1, over their sum."""
+        return scores_TE / scores_TE.sum(-1, keepdim=True)
+
     def after_step(self, sparsity: float, active_LE: Tensor) -> dict[str, float]:
         """Move the biases towards an even load."""
         load_LE = active_LE.double()

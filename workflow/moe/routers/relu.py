@@ -61,6 +61,10 @@ class ReLU(Gates):
             mean_E = mean_E * (share_E * self.per_slot)
         return Choice(gates_TE, self.l1_lambda * mean_E.sum(), scores_TE)
 
+    def distribution(self, scores_TE: Tensor) -> Tensor:
+        """Their softmax, which these gates do without."""
+        return scores_TE.softmax(-1)
+
     def after_step(self, sparsity: float, active_LE: Tensor) -> dict[str, float]:
         """Move λ against the measured sparsity; metrics l1_lambda (as used in the step) and l1_bound (1 at a bound)."""
         used = self.l1_lambda

@@ -21,6 +21,10 @@ class Linear(nn.Module):
         """h_TH -> scores_TE."""
         return self.maps[layer](h_TH)
 
+    def last_map(self, layer: int) -> Tensor:
+        """The last linear map to the scores, [E, H]."""
+        return self.maps[layer].weight
+
 
 class Random(Linear):
     """RandomSMoE of RMoE: the linear map as it was initialised, weight and bias frozen."""
@@ -42,6 +46,10 @@ class MLP(nn.Module):
     def forward(self, h_TH: Tensor, layer: int) -> Tensor:
         """h_TH -> scores_TE."""
         return self.maps[layer](h_TH)
+
+    def last_map(self, layer: int) -> Tensor:
+        """The last linear map to the scores, [E, H]."""
+        return self.maps[layer][-1].weight
 
 
 class Cosine(nn.Module):
@@ -70,6 +78,10 @@ class Cosine(nn.Module):
         token_TH = F.normalize(h_TH, dim=-1, eps=1e-4) if self.normalise_token else h_TH
         return token_TH @ directions_EH.t() / self.temperatures[layer]
 
+    def last_map(self, layer: int) -> Tensor:
+        """The experts' directions v, [E, H], as they are kept: only scores normalise them."""
+        return self.experts_LEH[layer]
+
 
 class XMoE(nn.Module):
     """XMoE: the cosine scores of a projection h -> reduced width (8, 16 or 32), without bias."""
@@ -93,6 +105,10 @@ class XMoE(nn.Module):
         """h_TH -> scores_TE."""
         return self.cosine(self.reductions[layer](h_TH), layer)
 
+    def last_map(self, layer: int) -> Tensor:
+        """As Cosine.last_map, of the reduced width."""
+        return self.cosine.last_map(layer)
+
 
 class Hyper(nn.Module):
     """HyperMoE: a learned vector, through a frozen random network, gives a map's weight and bias; both per layer.
@@ -114,5 +130,12 @@ class Hyper(nn.Module):
 
     def forward(self, h_TH: Tensor, layer: int) -> Tensor:
         """h_TH -> scores_TE."""
-        made = self.networks[layer](self.vectors[layer]).view(self.experts, self.inputs + 1)
+        made = self._made(layer)
         return F.linear(h_TH, made[:, :-1], made[:, -1])
+
+    def last_map(self, layer: int) -> Tensor:
+        """The map that the network makes, [E, H]."""
+        return self._made(layer)[:, :-1]
+
+    def _made(self, layer: int) -> Tensor:
+        return self.networks[layer](self.vectors[layer]).view(self.experts, self.inputs + 1)

@@ -1,0 +1,95 @@
+# Instructions, and runs that start from a snapshot of another run: one per row of finetunes.tsv and seed.
+FINETUNED = [name for name, row in tables.runs.items() if row["base"]]
+
+
+def any_of(names):
+    """Constraint of a wildcard that is one of these; never fulfilled where there is none."""
+    return "|".join(names) or "(?!)"
+
+
+def base_of(wildcards):
+    """The finished run that a fine-tuned one starts from."""
+    return f"results/{SCALE}/runs/{tables.runs[wildcards.run]['base']}/seed-{wildcards.seed}/done.json"
+
+
+def instructions_of(wildcards):
+    """Manifest of the instructions of a fine-tuned run, in the tokens of its corpus; none of any other run."""
+    spec = tables.spec(wildcards.run)
+    made = f"results/instructions/{spec['corpus']}"
+    return [f"{made}/{spec['finetune']['instructions']}/manifest.json"] if "finetune" in spec else []
+
+
+def fetched_instructions(wildcards):
+    """What an instruction set from the hub needs first; the others need nothing."""
+    hub = tables.instructions[wildcards.instructions]["kind"] == "hub"
+    return [f"results/fetched/instructions/{wildcards.instructions}/manifest.json"] if hub else []
+
+
+rule fetch_instructions:
+    """Download an instruction set from the hub at its pinned revision."""
+    output:
+        "results/fetched/instructions/{instructions}/manifest.json",
+    log:
+        "results/logs/fetch_instructions/{instructions}.log",
+    conda:
+        "../../envs/train.yaml"
+    params:
+        definition=lambda wildcards: f"{tables.folder}/instructions/{wildcards.instructions}.yaml",
+        content=lambda wildcards: tables.instructions[wildcards.instructions],
+        folder=subpath(output[0], parent=True),
+        mirror=MIRROR,
+    shell:
+        "env -u HF_HUB_OFFLINE -u HF_DATASETS_OFFLINE"
+        " python -m moe.data fetch_instructions {params.definition:q} {params.folder} {params.mirror:q} 2>&1 | tee {log}"
+
+
+rule prepare_instructions:
+    """An instruction set in the tokens of a corpus: hub, a file of yours, or made of the corpus itself."""
+    input:
+        corpus="results/corpora/{corpus}/manifest.json",
+        fetched=fetched_instructions,
+    output:
+        "results/instructions/{corpus}/{instructions}/manifest.json",
+    log:
+        "results/logs/prepare_instructions/{corpus}-{instructions}.log",
+    conda:
+        "../../envs/train.yaml"
+    params:
+        definition=lambda wildcards: f"{tables.folder}/instructions/{wildcards.instructions}.yaml",
+        content=lambda wildcards: tables.instructions[wildcards.instructions],
+        corpus=subpath(input.corpus, parent=True),
+        folder=subpath(output[0], parent=True),
+        fetched=lambda wildcards, input: ["--fetched", str(Path(input.fetched[0]).parent)] if input.fetched else [],
+    shell:
+        "python -m moe.data instructions {params.definition:q} {params.corpus} {params.folder} {params.fetched:q} 2>&1 | tee {log}"
+
+
+rule finetune:
+    """Train a snapshot of another run on instructions; resumes as `train` does, and leaves what a trained run leaves."""
+    input:
+        run="results/{scale}/runs/{run}/seed-{seed}/run.yaml",
+        base=base_of,
+        instructions=instructions_of,
+        corpus=corpus_of,
+        precision="results/{scale}/precision.json",
+    output:
+        metrics="results/{scale}/runs/{run}/seed-{seed}/metrics.csv",
+        done="results/{scale}/runs/{run}/seed-{seed}/done.json",
+    log:
+        "results/logs/{scale}/finetune/{run}-{seed}.log",
+    wildcard_constraints:
+        run=any_of(FINETUNED),
+    priority: turn
+    conda:
+        "../../envs/train.yaml"
+    threads: config["ranks"]
+    resources:
+        ranks=config["ranks"],
+        gpu=config["ranks"] if GPUS else 0,
+    params:
+        base=subpath(input.base, parent=True),
+        instructions=lambda wildcards, input: str(Path(input.instructions[0]).parent),
+        corpus=subpath(input.corpus, parent=True),
+    shell:
+        "export OMP_NUM_THREADS=1; exec python -m moe.launch {resources.ranks} moe.finetune {input.run} --base {params.base}"
+        " --instructions {params.instructions} --corpus {params.corpus} --precision {input.precision} --log {log}"
