@@ -52,9 +52,7 @@ class _BandAttention(torch.autograd.Function):
     """Softmax over the W keys of each query, which lie on a band of the products [N, Q, K]: nothing is masked."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q_NQC: Tensor, k_NKC: Tensor, v_NKC: Tensor, positions_CW: Tensor, dropout: float
-    ) -> Tensor:
+    def forward(ctx: Any, q_NQC: Tensor, k_NKC: Tensor, v_NKC: Tensor, positions_CW: Tensor, dropout: float) -> Tensor:
         scaled_NQC = q_NQC * q_NQC.shape[-1] ** -0.5
         logits_NQW = (scaled_NQC @ positions_CW).add_(band(scaled_NQC @ k_NKC.mT))
         probs_NQW = logits_NQW.softmax(-1)
