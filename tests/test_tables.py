@@ -154,6 +154,9 @@ def test_a_spoiled_table_is_one_sentence(what, config):
     [
         ({"scale": "laptp"}, "key scale: 'laptp' is unknown; the nearest valid name is 'laptop'"),
         ({"seeds": 0}, "key seeds: 0 is less than the minimum of 1"),
+        ({"seeds": {"remoe": 3}}, "key 'rmoe' of seeds is missing"),
+        ({"seeds": {"remoe": 3, "rmoe": 1, "rmo": 1}}, "key 'rmo' of seeds is unknown"),
+        ({"hardware": "h100-4"}, "key hardware: 'h100-4' is unknown; the nearest valid name is 'h100-8'"),
         ({"sede": 3}, "key 'sede' is unknown; the nearest valid name is 'seeds'"),
         ({"benchmarks": "fetsch"}, "key benchmarks: 'fetsch' is unknown; the nearest valid name is 'fetch'"),
         ({"tables": "nowhere"}, "nowhere/setups: no .yaml file there"),
@@ -163,6 +166,12 @@ def test_a_spoiled_table_is_one_sentence(what, config):
 def test_a_wrong_setting_is_one_sentence(change, says, config):
     with pytest.raises(ValueError, match=re.escape(says)):
         read(config | change)
+
+
+def test_each_paper_may_have_its_own_number_of_seeds(config):
+    some = read(config | {"seeds": {"remoe": 3, "rmoe": 1}})
+    assert {row["paper"]: some.seeds(row) for row in some.runs.values()} == {"remoe": range(3), "rmoe": range(1)}
+    assert {read(config | {"seeds": 2}).seeds(row) for row in some.runs.values()} == {range(2)}
 
 
 @pytest.mark.parametrize(

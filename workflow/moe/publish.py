@@ -74,15 +74,18 @@ def condensed(path: Path) -> bytes:
     return gzip.compress(frame.to_csv(index=False, float_format=digits).encode("utf-8"), mtime=0)
 
 
-def published_seeds(folder: Path) -> list[int]:
-    """The seeds of what was published in `folder`. Errors: ValueError where nothing was."""
+def published_seeds(folder: Path) -> dict[str, list[int]]:
+    """Run -> its seeds, of what was published in `folder`. Errors: ValueError where nothing was."""
     path = folder / "provenance.yaml"
     if not path.is_file():
         others = ", ".join(sorted(p.parent.name for p in folder.parent.glob("*/provenance.yaml"))) or "none"
         raise ValueError(
             f"config/config.yaml, key results: {folder} holds nothing published; published scales: {others}"
         )
-    return sorted(int(seed) for seed in yaml.safe_load(path.read_text())["seed"])
+    seeds: dict[str, list[int]] = {}
+    for record in sorted(folder.glob("runs/*/seed-*/run.yaml")):
+        seeds.setdefault(record.parent.parent.name, []).append(int(record.parent.name.removeprefix("seed-")))
+    return {run: sorted(found) for run, found in seeds.items()}
 
 
 def provenance(folder: Path) -> dict:

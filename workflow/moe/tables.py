@@ -9,7 +9,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from moe import table_checks
+from moe import layout, table_checks
 from moe.run_columns import shown_memory, shown_options, shown_start
 from moe.table_checks import DENSE, check_match, check_row, check_schema, check_setup, pick
 from moe.table_files import load_yaml, parse_options, read_tsv
@@ -39,6 +39,7 @@ class Tables:
         self.scale_name = pick(config["scale"], self._stems("scales"), "config/config.yaml, key scale")
         self.scale_path = self.folder / "scales" / f"{self.scale_name}.yaml"
         self.scale = self._load(self.scale_path, "scale")
+        self.hardware = None if config["hardware"] is None else self.hardware_named(config["hardware"])
         self.corpora = {stem: load_yaml(self.folder / "corpora" / f"{stem}.yaml") for stem in self._stems("corpora")}
         paths = sorted((self.folder / "instructions").glob("*.yaml"))
         self.instructions = {path.stem: self._load(path, "instructions") for path in paths}
@@ -51,9 +52,10 @@ class Tables:
         self.claims = read_tsv(self.folder / "claims.tsv")
         self.code = {"": code_digest(TRAINING_MODULES), "sft": code_digest(FINETUNING_MODULES)}
 
-    @property
-    def seeds(self) -> range:
-        return range(self.config["seeds"])
+    def seeds(self, row: dict[str, Any]) -> range:
+        """Seeds of a row of runs.tsv: as many for every run, or as its paper has."""
+        seeds = self.config["seeds"]
+        return range(seeds[row["paper"]] if isinstance(seeds, dict) else seeds)
 
     def spec(self, name: str, seed: int = 0) -> dict[str, Any]:
         """Content of a run's run.yaml; its `model` and `training` are the constructors' arguments."""
@@ -66,6 +68,8 @@ class Tables:
         identity = {key: row[key] for key in ("run", "setup", "label", "experts", "top_k", "granularity", "matches")}
         code = self.code["sft" if row["base"] else ""]
         spec = {"scale": self.scale_name, "seed": seed, "code": code} | identity | merged
+        if self.hardware is not None:
+            spec["training"] |= self._split(spec)
         return spec | {"fingerprint": fingerprint(spec)}
 
     @property
@@ -101,6 +105,22 @@ class Tables:
     def _over(self, setup: str) -> str:
         """Where a setup is made."""
         return f"{self.scale_path} over {setup}"
+
+    def hardware_named(self, name: str) -> layout.Hardware:
+        """A file of hardware/."""
+        stem = pick(name, self._stems("hardware"), "config/config.yaml, key hardware")
+        return layout.Hardware(**self._load(self.folder / "hardware" / f"{stem}.yaml", "hardware"))
+
+    def _split(self, spec: dict[str, Any]) -> dict[str, int]:
+        """How a run's batch and experts are split over the ranks of the hardware."""
+        ranks = self.config["ranks"]
+        found = layout.best(spec, self.hardware, ranks)
+        if found is None:
+            raise ValueError(
+                f"config/config.yaml, key hardware: run {spec['run']} fits in no way into {ranks} × "
+                f"{self.hardware.memory_gib:g} GiB of {self.config['hardware']}, expected more ranks or memory"
+            )
+        return {"micro_batch": found.micro_batch, "expert_ranks": found.expert_ranks}
 
     def _divided(self, options: dict[str, Any]) -> dict[str, Any]:
         """Integers that the scale shrinks, at least 1; what is no positive integer stays for check_deeply to refuse."""

@@ -2,6 +2,14 @@
 DEVICE = "gpu" if GPUS else "cpu"
 
 
+def known_hardware():
+    """What the config names, for the rule that needs one."""
+    if tables.hardware is None:
+        names = ", ".join(sorted(path.stem for path in (tables.folder / "hardware").glob("*.yaml")))
+        raise ValueError(f"config/config.yaml, key hardware: none is named, expected one of {names}")
+    return tables.hardware
+
+
 rule measure_speed:
     """Train steps of every router, of the expert paths and of peers, timed in turns in one process."""
     input:
@@ -43,3 +51,19 @@ rule benchmark:
     """Target: `snakemake benchmark --cores all`."""
     input:
         f"paper_figures/benchmark/{DEVICE}.md",
+
+
+rule cost:
+    """Target: `snakemake cost --cores 1 --config hardware=… ranks=…` says what every run of the scale will take there."""
+    log:
+        f"results/logs/{SCALE}/cost.log",
+    conda:
+        "../../envs/train.yaml"
+    params:
+        specs=lambda wildcards: [tables.spec(run) for run in tables.runs],
+        hardware=lambda wildcards: known_hardware(),
+        ranks=config["ranks"],
+        seeds=[len(tables.seeds(row)) for row in ROWS],
+        table=f"results/{SCALE}/expected_cost.csv",
+    script:
+        "../scripts/tell_cost.py"

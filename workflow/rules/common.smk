@@ -30,7 +30,9 @@ try:
     # What figures and claims read: the results of this folder, or those that were published with the project.
     PUBLISHED, SCALE = config["results"] == "published", tables.scale_name
     RESULTS = f"paper_figures/published/{SCALE}" if PUBLISHED else f"results/{SCALE}"
-    SEEDS = published_seeds(Path(RESULTS)) if PUBLISHED else list(tables.seeds)
+    SEEDS = {row["run"]: list(tables.seeds(row)) for row in ROWS}
+    if PUBLISHED:  # of a run that was not, the first is missing
+        SEEDS = dict.fromkeys(SEEDS, [0]) | published_seeds(Path(RESULTS))
 except ValueError as error:
     sys.exit(f"error: {error}")
 
@@ -127,11 +129,11 @@ def fetched_for(wildcards):
 def with_folders(rows):
     """Rows of runs.tsv with where their results lie and which seeds count."""
     folders = [f"{RESULTS}/runs/{row['run']}" for row in rows]
-    return [row | {"folder": f, "seeds": SEEDS} for row, f in zip(rows, folders)]
+    return [row | {"folder": f, "seeds": SEEDS[row["run"]]} for row, f in zip(rows, folders)]
 
 
 def files_of(rows, *names):
     """Those files of every run and seed; large ones are published compressed."""
     names = [f"{name}.gz" if PUBLISHED and name in GZIPPED else name for name in names]
     rows = with_folders(rows)
-    return [f"{row['folder']}/seed-{seed}/{name}" for row in rows for seed in SEEDS for name in names]
+    return [f"{row['folder']}/seed-{seed}/{name}" for row in rows for seed in row["seeds"] for name in names]
