@@ -1,8 +1,9 @@
-"""Start the ranks of one training on this machine: `python -m moe.launch RANKS MODULE ARGUMENT …`.
+"""Start the ranks of one training: `python -m moe.launch RANKS MODULE ARGUMENT …`.
 
 One rank becomes the module itself, or has a warm process run it where there is one (moe.warm). Several are child
 processes that find each other over loopback; signals go to all of them, and the exit code is theirs (75: a checkpoint
-was written, run me again). torchrun does neither. Imports little, since every job of the workflow starts here.
+was written, run me again). torchrun does neither. In a job of Slurm the ranks are warned before its time is up, and the
+job is queued again (moe.slurm). Imports little, since every job of the workflow starts here.
 """
 
 import json
@@ -17,7 +18,8 @@ from pathlib import Path
 # A step frees and takes the same large blocks: given back to the system each time, they cost a page fault a page
 # (a third of a small model's step on a CPU). They stay with the process instead.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**30), "MALLOC_TRIM_THRESHOLD_": str(16 * 2**30)}
-GRACE = 60  # seconds the others have to end by themselves once one rank has failed
+GRACE = 20  # seconds the others have to end by themselves once one rank has failed
+AGAIN = 75  # exit code of a training that wrote a checkpoint and is to be run again
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # are passed on
 
 WARM = "REROUTED_WARM"  # environment variable: the socket of the workflow's warm process
@@ -35,13 +37,24 @@ def free_port() -> int:
 
 
 def launch(ranks: int, command: list[str]) -> int:
-    """Run `command` once a rank and wait for all; the first exit code that is not 0, else 0."""
+    """Run `command` once a rank and wait for all; the first exit code that is not 0, else 0.
+
+    One of several nodes of a job of Slurm, each with a launcher, starts its own share of the ranks.
+    """
     import subprocess  # a third of this module's start, for several ranks alone
 
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
+    from moe.slurm import Allocation
+
+    allocation = Allocation.of_this_job()
+    if allocation is None or allocation.nodes == 1:
+        first, here = 0, ranks
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
+    else:
+        first, here = allocation.share(ranks)
+        shared = allocation.rendezvous() | {"WORLD_SIZE": str(ranks)}
     children = [
-        subprocess.Popen(command, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(ranks)
+        subprocess.Popen(command, env=os.environ | shared | {"RANK": str(first + rank), "LOCAL_RANK": str(rank)})
+        for rank in range(here)
     ]
 
     def forward(number, frame):
@@ -57,8 +70,13 @@ def launch(ranks: int, command: list[str]) -> int:
             if time.monotonic() - failed_since > GRACE:  # left waiting for a rank that is gone
                 for child in children:
                     child.kill()
+        if allocation is not None and allocation.time_is_up():
+            forward(signal.SIGUSR1, None)
         time.sleep(0.05)
-    return next((child.returncode for child in children if child.returncode), 0)
+    code = next((child.returncode for child in children if child.returncode), 0)
+    if allocation is not None and code == AGAIN and allocation.near_its_end():
+        allocation.queue_again()
+    return code
 
 
 def likeness() -> dict:
@@ -117,7 +135,7 @@ def main() -> None:
     ranks, module, *arguments = sys.argv[1:]
     command = [sys.executable, "-m", module, *arguments]
     os.environ.update(ALLOCATOR)
-    if int(ranks) > 1:
+    if int(ranks) > 1 or "SLURM_JOB_ID" in os.environ:
         sys.exit(launch(int(ranks), command))
     code = run_warm(module, arguments)
     if code is not None:
