@@ -160,6 +160,7 @@ def test_a_spoiled_table_is_one_sentence(what, config):
         ({"sede": 3}, "key 'sede' is unknown; the nearest valid name is 'seeds'"),
         ({"benchmarks": "fetsch"}, "key benchmarks: 'fetsch' is unknown; the nearest valid name is 'fetch'"),
         ({"tables": "nowhere"}, "nowhere/setups: no .yaml file there"),
+        ({"nodes": 2}, "key nodes: 2 do not divide the 1 ranks"),
         ({"ranks": 3}, "the batch of 8 is not a multiple of 3 ranks"),
     ],
 )

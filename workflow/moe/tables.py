@@ -19,6 +19,7 @@ TRAINING_MODULES = ("routers/*.py", "experts.py", "model.py", "parallel.py", "sc
 TRAINING_MODULES += ("attention.py", "span.py", "span_attention.py", "norms.py", "loss.py", "monitors.py")
 TRAINING_MODULES += ("streaming.py", "best.py", "expert_statistics.py")
 TRAINING_MODULES += ("data/streams.py", "data/windows.py", "data/corpus.py")
+SPLIT = ("micro_batch", "expert_ranks")
 FINETUNING_MODULES = (*TRAINING_MODULES, "finetune.py", "data/instructions.py")
 
 
@@ -34,6 +35,11 @@ class Tables:
         self.schemas = {path.name.split(".")[0]: load_yaml(path) for path in schemas.glob("*.schema.yaml")}
         self._check(config, "config", "config/config.yaml")
         self.config, self.folder = config, Path(config["tables"])
+        if config["ranks"] % config["nodes"]:
+            raise ValueError(
+                f"config/config.yaml, key nodes: {config['nodes']} do not divide the {config['ranks']} ranks, expected as "
+                "many on each"
+            )
         self.family: dict[str, list[str]] = {}  # setup -> the setups that it extends, itself last
         self.setups = {stem: self._setup(stem) for stem in self._stems("setups")}
         self.scale_name = pick(config["scale"], self._stems("scales"), "config/config.yaml, key scale")
@@ -100,6 +106,8 @@ class Tables:
         if "finetune" in merged:
             pick(merged["finetune"]["instructions"], self.instructions, f"{where}, key finetune.instructions")
         check_setup(merged, where)
+        if self.hardware is not None:  # how a batch is split is chosen for it
+            merged["training"] = {k: v for k, v in merged["training"].items() if k not in SPLIT}
         return merged
 
     def _over(self, setup: str) -> str:

@@ -82,14 +82,18 @@ rule finetune:
     priority: turn
     conda:
         "../../envs/train.yaml"
-    threads: config["ranks"]
+    threads: config["ranks"] // NODES
     resources:
+        **PLACED,
         ranks=config["ranks"],
+        runtime=minutes_of,
+        mem_mb=config["cluster"]["mem_mb"] * config["ranks"] // NODES,  # of a node
         gpu=config["ranks"] if GPUS else 0,
     params:
+        launch=LAUNCH,
         base=subpath(input.base, parent=True),
         instructions=lambda wildcards, input: str(Path(input.instructions[0]).parent),
         corpus=subpath(input.corpus, parent=True),
     shell:
-        "export OMP_NUM_THREADS=1; exec python -m moe.launch {resources.ranks} moe.finetune {input.run} --base {params.base}"
+        "export OMP_NUM_THREADS=1; exec {params.launch} {resources.ranks} moe.finetune {input.run} --base {params.base}"
         " --instructions {params.instructions} --corpus {params.corpus} --precision {input.precision} --log {log}"

@@ -46,13 +46,17 @@ rule train:
     priority: turn
     conda:
         "../../envs/train.yaml"
-    threads: config["ranks"]
+    threads: config["ranks"] // NODES
     resources:
+        **PLACED,
         ranks=config["ranks"],
+        runtime=minutes_of,
+        mem_mb=config["cluster"]["mem_mb"] * config["ranks"] // NODES,  # of a node
         gpu=config["ranks"] if GPUS else 0,
     params:
+        launch=LAUNCH,
         corpus=subpath(input.corpus, parent=True),
     shell:
         # exec: signals reach the training itself, and its exit code is the job's
-        "export OMP_NUM_THREADS=1; exec python -m moe.launch {resources.ranks} moe.train {input.run}"
+        "export OMP_NUM_THREADS=1; exec {params.launch} {resources.ranks} moe.train {input.run}"
         " --corpus {params.corpus} --precision {input.precision} --log {log}"
