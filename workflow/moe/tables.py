@@ -37,8 +37,8 @@ class Tables:
         self.config, self.folder = config, Path(config["tables"])
         if config["ranks"] % config["nodes"]:
             raise ValueError(
-                f"config/config.yaml, key nodes: {config['nodes']} do not divide the {config['ranks']} ranks, expected as "
-                "many on each"
+                f"config/config.yaml, key nodes: {config['nodes']} do not divide the {config['ranks']} ranks, expected "
+                "as many on each"
             )
         self.family: dict[str, list[str]] = {}  # setup -> the setups that it extends, itself last
         self.setups = {stem: self._setup(stem) for stem in self._stems("setups")}
