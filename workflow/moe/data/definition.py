@@ -99,8 +99,8 @@ def part_of(part, kinds, where):
     if not isinstance(part, dict) or "kind" not in part:
         raise ValueError(f"{where} is {part!r}, expected a key `kind`, one of {', '.join(kinds)}")
     kind = part["kind"]
-    if kind not in kinds:
-        raise ValueError(f"{where}.kind is {kind!r}, which is unknown{did_you_mean(kind, kinds)}")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ValueError(f"{where}.kind is {kind!r}, which is unknown{did_you_mean(str(kind), kinds)}")
     required, optional = kinds[kind]
     _known_keys(part, ("kind", *required, *optional), where, required=required)
     for key, expected in required.items():
@@ -122,6 +122,8 @@ def _known_keys(given, known, where, *, required):
 
 
 def _check_local(source, where):
+    if not isinstance(source["domains"], list | tuple | type(None)):
+        raise ValueError(f"{where}.domains is {source['domains']!r}, expected a list of {', '.join(LOCAL_DOMAINS)}")
     for domain in source["domains"] or ():
         if domain not in LOCAL_DOMAINS:
             hint = did_you_mean(domain, LOCAL_DOMAINS)
@@ -187,7 +189,7 @@ def _check_split(split, where):
     if not isinstance(split, dict):
         raise ValueError(f"{where} is {split!r}, expected weights of train, valid and test")
     kind = split.get("kind")
-    if "kind" in split and kind not in RUNNING:
+    if "kind" in split and (not isinstance(kind, str) or kind not in RUNNING):
         raise ValueError(f"{where}.kind is {kind!r}, which is unknown{did_you_mean(str(kind), RUNNING)}")
     _known_keys(split, (*SPLITS, "kind"), where, required=SPLITS)
     if kind == "files":
