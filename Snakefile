@@ -11,9 +11,9 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/place.smk"
 include: "workflow/rules/inputs.smk"
 include: "workflow/rules/data.smk"
-include: "workflow/rules/place.smk"
 include: "workflow/rules/finetune.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from moe.table_files import typed
 from moe.tables import Tables, load_yaml
 
 ROOT = Path(__file__).parent.parent
@@ -167,6 +168,11 @@ def test_a_spoiled_table_is_one_sentence(what, config):
 def test_a_wrong_setting_is_one_sentence(change, says, config):
     with pytest.raises(ValueError, match=re.escape(says)):
         read(config | change)
+
+
+def test_numbers_inside_of_a_setting_of_the_command_line():
+    given = {"seeds": {"remoe": "3", "rmoe": "1"}, "ranks": 2, "scale": "smoke", "tables": "7"}
+    assert typed(given) == given | {"seeds": {"remoe": 3, "rmoe": 1}}
 
 
 def test_each_paper_may_have_its_own_number_of_seeds(config):

@@ -20,7 +20,7 @@ rule measure_speed:
         "results/logs/benchmark/{device}.log",
     conda:
         "../../envs/train.yaml"
-    threads: workflow.cores  # alone, so that nothing disturbs it
+    threads: CORES  # alone, so that nothing disturbs it
     resources:
         gpu=1 if GPUS else 0,
     params:
@@ -41,6 +41,7 @@ rule draw_benchmark:
         png="paper_figures/benchmark/{device}.png",
     log:
         "results/logs/draw_benchmark/{device}.log",
+    localrule: True
     conda:
         "../../envs/analysis.yaml"
     script:
@@ -51,12 +52,14 @@ rule benchmark:
     """Target: `snakemake benchmark --cores all`."""
     input:
         f"paper_figures/benchmark/{DEVICE}.md",
+    localrule: True
 
 
 rule cost:
     """Target: `snakemake cost --cores 1 --config hardware=… ranks=…` says what every run of the scale will take there."""
     log:
         f"results/logs/{SCALE}/cost.log",
+    localrule: True
     conda:
         "../../envs/train.yaml"
     params:

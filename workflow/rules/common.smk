@@ -16,9 +16,11 @@ from moe.claims import check_claims, files_judged, runs_judged
 from moe.figures import check_figures, files_drawn, select
 from moe.figures.inputs import files_of_metrics
 from moe.publish import GZIPPED, published_seeds
+from moe.table_files import typed
 from moe.tables import Tables
 from moe.warm import start
 
+config.update(typed(config))
 try:
     tables = Tables(dict(config), WORKFLOW / "schemas")
     ROWS, REPORTED = list(tables.runs.values()), tables.folder / "reported"
@@ -38,14 +40,6 @@ except ValueError as error:
 
 JUDGED, SHOWN = runs_judged(tables.claims, ROWS), [select(figure["runs"], ROWS) for figure in tables.figures]
 USED = [run for run in ROWS if run in sum(SHOWN, JUDGED)]  # the other rows are trained when asked for by name
-GPUS = len(glob(os.path.join(os.sep, "dev", "nvidia[0-9]*"))) if config["gpus"] == "auto" else config["gpus"]
-if GPUS and workflow.local_exec:
-    workflow.register_resource("gpu", max(GPUS, config["ranks"]))  # at most as many trainings at a time
-if workflow.local_exec and workflow.scheduling_settings is not None:
-    # Snakemake's pace is for schedulers: each ended job leaves a timer that asks every second what to do next, and
-    # after 200 jobs that takes a third of a core.
-    workflow.scheduling_settings.max_jobs_per_timespan = None
-CORES = workflow.cores if workflow.local_exec else 16  # of the jobs that use all
 MIRROR = ["--mirror", str(Path(config["mirror"]).resolve())] if config["mirror"] else []
 FETCHED = ["--fetched", "results/fetched/benchmarks"] if config["benchmarks"] == "fetch" else []
 WHERE_TO_LOOK = f"""
@@ -81,7 +75,7 @@ def hold_folder():
 
 def warm_up():
     """On one machine without a GPU the jobs are forked by a process that has imported what they need (moe.warm)."""
-    if workflow.local_exec and not GPUS and sys.platform == "linux":
+    if HERE and not GPUS and sys.platform == "linux":
         start(".snakemake/warm.socket")
 
 

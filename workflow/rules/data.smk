@@ -5,6 +5,7 @@ rule fetch_corpus:
         "results/fetched/{corpus}/manifest.json",
     log:
         "results/logs/fetch_corpus/{corpus}.log",
+    localrule: True
     conda:
         "../../envs/train.yaml"
     params:
@@ -64,6 +65,7 @@ rule fetch_benchmarks:
         "results/fetched/benchmarks/manifest.json",
     log:
         "results/logs/fetch_benchmarks.log",
+    localrule: True
     conda:
         "../../envs/train.yaml"
     params:

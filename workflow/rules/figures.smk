@@ -22,6 +22,7 @@ rule draw_figure:
     log:
         "results/logs/{scale}/draw_figure/{paper}-{figure}.log",
     priority: 10_000  # cheap, and what people wait for
+    localrule: True
     conda:
         "../../envs/analysis.yaml"
     params:
@@ -50,6 +51,7 @@ rule draw_table:
     log:
         "results/logs/{scale}/draw_table/{paper}-{table}.log",
     priority: 10_000  # cheap, and what people wait for
+    localrule: True
     conda:
         "../../envs/analysis.yaml"
     params:
@@ -71,6 +73,7 @@ rule judge_claims:
         csv="paper_figures/{scale}/claims.csv",
     log:
         "results/logs/{scale}/judge_claims.log",
+    localrule: True
     conda:
         "../../envs/analysis.yaml"
     params:
@@ -100,6 +103,7 @@ rule publish:
         touch(f"results/{SCALE}/published"),
     log:
         f"results/logs/{SCALE}/publish.log",
+    localrule: True
     conda:
         "../../envs/analysis.yaml"
     params:

@@ -31,6 +31,7 @@ rule fetch_instructions:
         "results/fetched/instructions/{instructions}/manifest.json",
     log:
         "results/logs/fetch_instructions/{instructions}.log",
+    localrule: True
     conda:
         "../../envs/train.yaml"
     params:

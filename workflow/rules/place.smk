@@ -1,6 +1,17 @@
 # Where a training runs: how many nodes, and what it asks a cluster for.
 from moe.expected import row_of
 
+GPUS = len(glob(os.path.join(os.sep, "dev", "nvidia[0-9]*"))) if config["gpus"] == "auto" else config["gpus"]
+# Whether the jobs run on this machine: a cluster has a number of jobs, and no cores. Snakemake says it after parsing.
+ASKED = workflow.resource_settings
+HERE = workflow.is_main_process and ASKED.cores is not None and ASKED.nodes is None
+if GPUS and HERE:
+    workflow.register_resource("gpu", max(GPUS, config["ranks"]))  # at most as many trainings at a time
+if HERE and workflow.scheduling_settings is not None:
+    # Snakemake's pace is for schedulers: each ended job leaves a timer that asks every second what to do next, and
+    # after 200 jobs that takes a third of a core.
+    workflow.scheduling_settings.max_jobs_per_timespan = None
+CORES = ASKED.cores if HERE else config["cluster"]["cpus"]  # of the jobs that use all
 NODES = config["nodes"]  # of one training: on several, a launcher each, started inside of the job
 PLACED = {"nodes": NODES, "tasks": NODES, "tasks_per_gpu": 0, "mpi": "srun"} if NODES > 1 else {}
 LAUNCH = (

@@ -9,6 +9,7 @@ rule redraw:
         claims=expand("paper_figures/{scale}/claims.{ending}", scale=SCALE, ending=["md", "csv"]),
     log:
         f"results/logs/{SCALE}/redraw.log",
+    localrule: True
     conda:
         "../../envs/analysis.yaml"
     params:

@@ -21,6 +21,7 @@ rule freeze_run:
     log:
         "results/logs/{scale}/freeze_run/{run}-{seed}.log",
     priority: soon
+    localrule: True
     conda:
         "../../envs/analysis.yaml"
     params:
