@@ -3,39 +3,18 @@
 import os
 import platform
 import resource
-import tempfile
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 
 def pick() -> torch.device:
-    """The CPU without a GPU; one rank of several takes its own GPU, a lone process the first that is free."""
+    """The CPU without a GPU; else the rank's own of those that its launcher was given (moe.slots)."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    count = torch.cuda.device_count()
-    if "LOCAL_RANK" in os.environ:
-        index = int(os.environ["LOCAL_RANK"]) % count
-    else:
-        index = next((i for i in range(count) if _claim(i)), 0)
-    device = torch.device("cuda", index)
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
-
-
-_claims: list[FileLock] = []  # held until the process ends
-
-
-def _claim(index: int) -> bool:
-    uuid = torch.cuda.get_device_properties(index).uuid
-    lock = FileLock(Path(tempfile.gettempdir()) / f"rerouted-gpu-{uuid}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return False
-    _claims.append(lock)
-    return True
 
 
 def name(device: torch.device) -> str:

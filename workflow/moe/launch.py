@@ -22,11 +22,18 @@ GRACE = 20  # seconds the others have to end by themselves once one rank has fai
 AGAIN = 75  # exit code of a training that wrote a checkpoint and is to be run again
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # are passed on
 
+WITHOUT_GPU = ("moe.draw", "moe.freeze")
 WARM = "REROUTED_WARM"  # environment variable: the socket of the workflow's warm process
 STARTED = b"started"
 PATIENCE = 60  # seconds that a warm process has to import what a module needs; a fresh one would need them, too
 # What libraries read when they are loaded, so that a warm process must have been started with the same.
 READ_ONCE = ("CUDA_VISIBLE_DEVICES", "LD_PRELOAD", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "PYTHONPATH")
+
+
+def has_gpus() -> bool:
+    """Whether there may be GPUs to share (moe.slots), found out without an import."""
+    named = os.environ.get("REROUTED_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return bool(named) if named is not None else os.path.exists("/dev/nvidiactl")
 
 
 def free_port() -> int:
@@ -36,10 +43,11 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def launch(ranks: int, command: list[str]) -> int:
+def launch(ranks: int, command: list[str], gpus: bool = False) -> int:
     """Run `command` once a rank and wait for all; the first exit code that is not 0, else 0.
 
-    One of several nodes of a job of Slurm, each with a launcher, starts its own share of the ranks.
+    gpus: each rank waits for a GPU of its own. One of several nodes of a job of Slurm, each with a launcher, starts its
+    own share of the ranks.
     """
     import subprocess  # a third of this module's start, for several ranks alone
 
@@ -52,8 +60,18 @@ def launch(ranks: int, command: list[str]) -> int:
     else:
         first, here = allocation.share(ranks)
         shared = allocation.rendezvous() | {"WORLD_SIZE": str(ranks)}
+    held: list[int] = []
+    if gpus:
+        from moe import slots
+
+        names, held = slots.claim(here)
+        shared["CUDA_VISIBLE_DEVICES"] = ",".join(names)
     children = [
-        subprocess.Popen(command, env=os.environ | shared | {"RANK": str(first + rank), "LOCAL_RANK": str(rank)})
+        subprocess.Popen(
+            command,
+            env=os.environ | shared | {"RANK": str(first + rank), "LOCAL_RANK": str(rank)},
+            pass_fds=held,
+        )
         for rank in range(here)
     ]
 
@@ -135,8 +153,12 @@ def main() -> None:
     ranks, module, *arguments = sys.argv[1:]
     command = [sys.executable, "-m", module, *arguments]
     os.environ.update(ALLOCATOR)
-    if int(ranks) > 1 or "SLURM_JOB_ID" in os.environ:
-        sys.exit(launch(int(ranks), command))
+    gpus = module not in WITHOUT_GPU and "SLURM_JOB_ID" not in os.environ and has_gpus()
+    if int(ranks) > 1 or gpus or "SLURM_JOB_ID" in os.environ:
+        try:
+            sys.exit(launch(int(ranks), command, gpus))
+        except ValueError as error:
+            sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
     code = run_warm(module, arguments)
     if code is not None:
         end_as(code)
