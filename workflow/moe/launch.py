@@ -44,8 +44,9 @@ def free_port() -> int:
 
 
 def launch(ranks: int, command: list[str], gpus: bool = False) -> int:
-    """Run `command` once a rank and wait for all; the first exit code that is not 0, else 0.
+    """Run `command` once a rank and wait for all; the exit code of the rank that failed first, else 0.
 
+    A rank that a signal ended is named at once, before the others complain of its loss; they have GRACE seconds.
     gpus: each rank waits for a GPU of its own. One of several nodes of a job of Slurm, each with a launcher, starts its
     own share of the ranks.
     """
@@ -81,20 +82,23 @@ def launch(ranks: int, command: list[str], gpus: bool = False) -> int:
 
     for number in SIGNALS:
         signal.signal(number, forward)
-    failed_since = None
+    failed, since = None, 0.0
     while any(child.poll() is None for child in children):
-        if any(child.poll() for child in children):
-            failed_since = failed_since or time.monotonic()
-            if time.monotonic() - failed_since > GRACE:  # left waiting for a rank that is gone
-                for child in children:
-                    child.kill()
+        if failed is None and (failed := next((child for child in children if child.poll()), None)):
+            since = time.monotonic()
+            if failed.returncode < 0:
+                ended = f"rank {first + children.index(failed)} of {ranks} was ended by signal {-failed.returncode}"
+                print(f"error: {ended}; the others are stopped", file=sys.stderr, flush=True)
+        if failed is not None and time.monotonic() - since > GRACE:  # left waiting for a rank that is gone
+            for child in children:
+                child.kill()
         if allocation is not None and allocation.time_is_up():
             forward(signal.SIGUSR1, None)
         time.sleep(0.05)
-    code = next((child.returncode for child in children if child.returncode), 0)
+    code = (failed or next((child for child in children if child.returncode), children[0])).returncode
     if allocation is not None and code == AGAIN and allocation.near_its_end():
         allocation.queue_again()
-    return code
+    return code if code >= 0 else 128 - code
 
 
 def likeness() -> dict:
