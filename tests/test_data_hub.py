@@ -245,6 +245,7 @@ def contents(folder):
     return {p.name: sha256(p.read_bytes()).hexdigest() for p in (folder / "files" / "small").iterdir()}
 
 
+@pytest.mark.promise("A fetch killed in the middle goes on: the same files")
 def test_a_killed_fetch_goes_on_and_ends_with_the_same_files(tmp_path):
     write_dataset(tmp_path / "owner" / "texts", bulk=8000)
     with hub(tmp_path / "owner" / "texts", pause=0.1) as (endpoint, served):

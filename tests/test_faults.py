@@ -55,6 +55,9 @@ def said(stderr: str) -> str:
     return sentence
 
 
+@pytest.mark.promise(
+    "A disk that fills up: one sentence, the checkpoint before it is whole, the same numbers once there is room"
+)
 @mounts
 def test_a_disk_that_fills_up_costs_nothing_but_time(disk, undisturbed, corpus):  # noqa: F811
     folder = write_spec(disk / "run", checkpoint_every=1)
@@ -71,6 +74,7 @@ def test_a_disk_that_fills_up_costs_nothing_but_time(disk, undisturbed, corpus):
     assert_same_to_the_bit(trained(folder, corpus), undisturbed("relu"))
 
 
+@pytest.mark.promise("A read-only results folder: one sentence, nothing lost")
 @mounts
 def test_a_folder_that_is_read_only_is_one_sentence(disk, undisturbed, corpus):  # noqa: F811
     folder = write_spec(disk / "run")
@@ -84,6 +88,7 @@ def test_a_folder_that_is_read_only_is_one_sentence(disk, undisturbed, corpus): 
     assert_same_to_the_bit(trained(folder, corpus), undisturbed("relu"))
 
 
+@pytest.mark.promise("A clock that goes backwards: the same numbers")
 def test_a_clock_that_goes_backwards_changes_nothing(undisturbed, corpus, tmp_path):  # noqa: F811
     """An hour a call, as if somebody set the clock all the time; what is timed is timed by another one."""
     (tmp_path / "sitecustomize.py").write_text(BACKWARDS)
@@ -98,6 +103,7 @@ def test_a_clock_that_goes_backwards_changes_nothing(undisturbed, corpus, tmp_pa
     assert_same_to_the_bit(folder, undisturbed("relu"))
 
 
+@pytest.mark.promise("A rank that dies takes its job down within 30 seconds and is named")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_rank_that_dies_takes_the_job_down(number, undisturbed, corpus, tmp_path):  # noqa: F811
     folder = write_spec(tmp_path / "run", steps=4000, checkpoint_every=5)

@@ -41,9 +41,16 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=5,
 )
-fuzzed, fuzzed_more = (
-    settings(max_examples=n, deadline=None, suppress_health_check=list(HealthCheck)) for n in (CASES, 5 * CASES)
-)
+PROMISE = "Files and settings spoiled at random: taken, or refused in one sentence"
+
+
+def tried(cases):
+    """Settings of a test with so many cases, and its line in docs/reliability.md."""
+    of_hypothesis = settings(max_examples=cases, deadline=None, suppress_health_check=list(HealthCheck))
+    return lambda test: pytest.mark.promise(PROMISE, inputs=cases)(of_hypothesis(test))
+
+
+fuzzed, fuzzed_more = (tried(cases) for cases in (CASES, 5 * CASES))
 
 
 @pytest.fixture(scope="module")

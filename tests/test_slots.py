@@ -49,6 +49,7 @@ def jobs(folder):
     return sorted(((d.split(","), int(r), float(b), float(e)) for d, r, b, e in noted), key=lambda job: job[2])
 
 
+@pytest.mark.promise("GPUs side by side: a device each, none taken twice")
 def test_jobs_side_by_side_have_a_device_each(machine):
     running = [start(machine) for _ in range(7)]
     assert [job.wait(60) for job in running] == [0] * 7
@@ -74,6 +75,7 @@ def test_a_run_that_asks_for_more_than_there_are_is_told_so(machine):
     assert job.stderr.read() == "error: 4 ranks want a GPU each, this machine has 3: 3, GPU-b, 7\n"
 
 
+@pytest.mark.promise("A killed job gives its GPU back")
 def test_a_killed_job_gives_its_device_back(machine):
     killed = begun(machine, seconds=600.0)
     for job, rank in killed:

@@ -101,6 +101,7 @@ def whole(corpus, tmp_path_factory):  # noqa: F811
     return trained(write_spec(tmp_path_factory.mktemp("whole"), **LONG), corpus)
 
 
+@pytest.mark.promise("Ranks on two nodes: the same numbers to rounding")
 def test_ranks_of_two_nodes_find_each_other(cluster, corpus, tmp_path):  # noqa: F811
     one = trained(write_spec(tmp_path / "one"), corpus)
     two = write_spec(tmp_path / "two")
@@ -110,6 +111,7 @@ def test_ranks_of_two_nodes_find_each_other(cluster, corpus, tmp_path):  # noqa:
     assert_same_to_rounding(one, two)
 
 
+@pytest.mark.promise("A job of Slurm at its wall time: warned, queued again, the same numbers")
 def test_a_job_at_its_wall_time_goes_on_however_often(cluster, corpus, whole, tmp_path):  # noqa: F811
     folder = write_spec(tmp_path / "run", **LONG)
     # a minute is the shortest limit: warned 50 to 55 seconds before its end, the job has a few seconds a turn
@@ -119,6 +121,7 @@ def test_a_job_at_its_wall_time_goes_on_however_often(cluster, corpus, whole, tm
     assert_same_to_the_bit(whole, folder)
 
 
+@pytest.mark.promise("A cancelled job of Slurm, submitted again: the same numbers")
 def test_a_cancelled_job_goes_on_where_it_is_submitted_again(cluster, corpus, whole, tmp_path):  # noqa: F811
     folder = write_spec(tmp_path / "run", **LONG)
     job = cluster.submit(command(folder, corpus))
@@ -132,6 +135,7 @@ def test_a_cancelled_job_goes_on_where_it_is_submitted_again(cluster, corpus, wh
     assert_same_to_the_bit(whole, folder)
 
 
+@pytest.mark.promise("A preempted or requeued job of Slurm: the same numbers")
 @pytest.mark.parametrize("how", ["requeue", "preemption"])
 def test_a_job_that_gives_way_goes_on_by_itself(how, cluster, corpus, whole, tmp_path):  # noqa: F811
     folder = write_spec(tmp_path / "run", **LONG)
@@ -146,6 +150,7 @@ def test_a_job_that_gives_way_goes_on_by_itself(how, cluster, corpus, whole, tmp
     assert_same_to_the_bit(whole, folder)
 
 
+@pytest.mark.promise("The workflow on a real Slurm")
 def test_the_workflow_runs_on_the_cluster(cluster, tmp_path):
     """From the login node to tables: three trainings, their validations, a figure, a table, each job by Slurm."""
     shutil.copytree(ROOT / "config", tmp_path / "config")

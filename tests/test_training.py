@@ -152,6 +152,7 @@ def one_of_each_part():
     return chosen
 
 
+@pytest.mark.promise("SIGTERM and the same command again: every part of a router goes on to the bit")
 @pytest.mark.parametrize("router", one_of_each_part())
 def test_a_stopped_and_resumed_run_equals_an_undisturbed_one(router, undisturbed, corpus, tmp_path):
     folder = write_spec(tmp_path / "run", router)
@@ -219,8 +220,11 @@ def test_usr1_checkpoints_and_asks_to_be_requeued(corpus, tmp_path):
     assert checkpoints.broken(newest) is None and not (folder / "done.json").exists()
 
 
+@pytest.mark.promise("SIGKILL at random moments, also within the writing of a checkpoint: the same files")
 @pytest.mark.parametrize("attempt", range(2))
-def test_a_run_killed_at_random_moments_ends_with_the_same_files(attempt, undisturbed, corpus, tmp_path):
+def test_a_run_killed_at_random_moments_ends_with_the_same_files(
+    attempt, undisturbed, corpus, tmp_path, record_property
+):
     folder, draw, killed = write_spec(tmp_path / "run", checkpoint_every=1), random.Random(attempt), 0
     for after in (2, 5, 8):  # with a checkpoint a step, a moment later is likely to be within the writing of one
         process = subprocess.Popen(command(folder, corpus), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
@@ -228,6 +232,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_files(attempt, undist
         time.sleep(draw.uniform(0, 0.05))
         process.kill()
         killed += process.wait() == -signal.SIGKILL
+    record_property("kills", killed)
     assert killed >= 2, "the kills came too late to mean anything"
     trained(folder, corpus)
     assert_same_to_the_bit(folder, undisturbed("relu"))
@@ -333,6 +338,7 @@ def damage_newest(folder, how):
     return newest.name
 
 
+@pytest.mark.promise("A truncated, altered or missing file of a checkpoint: named, and the one before it used")
 @pytest.mark.parametrize("how", ["truncated", "altered", "missing", "unreadable record"])
 def test_a_broken_checkpoint_is_named_and_the_one_before_it_used(how, undisturbed, corpus, tmp_path):
     folder = write_spec(tmp_path / "run", steps=12)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -21,6 +22,7 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST"
 ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 RUNS = [row["run"] for row in read_tsv(ROOT / "config/runs.tsv")]
 TUNED = [row["run"] for row in read_tsv(ROOT / "config/finetunes.tsv")]
+KILLS = 20  # of one workflow, at moments drawn from the seeds 0, 1, …
 FIGURES = [(row["paper"], row["figure"]) for row in read_tsv(ROOT / "config/figures.tsv")]
 CLAIMS = {(row["paper"], row["claim"]) for row in read_tsv(ROOT / "config/claims.tsv")}
 
@@ -148,25 +150,44 @@ def test_published_results_redraw_the_same_verdicts(finished):
 
 
 @pytest.mark.slow
-def test_a_killed_workflow_goes_on_with_the_same_command(finished, tmp_path):
+@pytest.mark.promise("SIGKILL of a whole workflow at random moments: the same command goes on, the files are the same")
+def test_a_killed_workflow_goes_on_with_the_same_command(finished, tmp_path, record_property):
     folder = fresh(tmp_path)
     shutil.copytree(finished[0] / "results/corpora", folder / "results/corpora")
+    runs = [run for run in RUNS if run.startswith("remoe-182m-")]
+    made = [f"results/smoke/runs/{run}/seed-0/validation.csv" for run in runs]
     command = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--cores", "2"]
-    made = [f"results/smoke/runs/{run}/seed-0/validation.csv" for run in RUNS[:3]]
     command += ["--workflow-profile", str(ROOT / "profiles/default"), *made, "--config", "scale=smoke"]
     quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    process = subprocess.Popen(command, env=ENVIRONMENT, start_new_session=True, cwd=folder, **quiet)
-    limit = time.time() + 120
-    while time.time() < limit and not list(folder.glob("results/smoke/runs/*/seed-0/checkpoints/*/step-*")):
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    killed, progress = 0, set()
+    for seed in range(KILLS):
+        process = subprocess.Popen(command, env=ENVIRONMENT, start_new_session=True, cwd=folder, **quiet)
+        log = wait_for_a_job(folder, process)
+        time.sleep(random.Random(seed).uniform(0, 3))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            killed += process.wait() == -signal.SIGKILL
+        progress.add(sum((folder / path).exists() for path in made))
+        assert log is None or log.exists()
+    record_property("kills", killed)
+    assert killed >= KILLS // 2 and len(progress) > 3, "the kills were to come in the middle"
     snakemake(folder, *made)  # the same command, and no other
-    for run in RUNS[:3]:
-        mine, other = (
-            (base / "results/smoke/runs" / run / "seed-0/validation.csv").read_text() for base in (folder, finished[0])
-        )
-        assert mine == other
+    for run in runs:
+        mine, other = (base / "results/smoke/runs" / run / "seed-0" for base in (folder, finished[0]))
+        assert (mine / "validation.csv").read_text() == (other / "validation.csv").read_text()
+        mine, other = (json.loads((base / "done.json").read_text())["snapshots"] for base in (mine, other))
+        assert [s["sha256"] for s in mine.values()] == [s["sha256"] for s in other.values()], run
+
+
+def wait_for_a_job(folder, process):
+    """Until the newest workflow in a folder has begun a job; its log, None where it ended before."""
+    limit, started = time.time() + 120, time.time()
+    while time.time() < limit and process.poll() is None:
+        for log in folder.glob(".snakemake/log/*.log"):
+            if log.stat().st_mtime > started and "jobid:" in log.read_text():
+                return log
+        time.sleep(0.05)
+    return None
 
 
 def test_a_fine_tuned_run_is_made_from_nothing_and_again_where_its_base_is(tmp_path):
