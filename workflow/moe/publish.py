@@ -38,7 +38,9 @@ def publish(drawn: Path, results: Path, files: list[Path], destination: Path, re
         raise ValueError(f"{readme}: has no lines {BEGIN!r} and {END!r} between which the verdicts belong")
     aside = destination.with_name(destination.name + ".writing")
     shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(drawn, aside)
+    shutil.copytree(
+        drawn, aside, ignore=shutil.ignore_patterns("claims-*")
+    )  # a paper's page repeats its part of the whole
     for source in map(Path, files):
         kept = aside / source.relative_to(results)
         kept.parent.mkdir(parents=True, exist_ok=True)
