@@ -92,7 +92,18 @@ class Picture:
         self.figure.text(left, 1 - 0.06 / height, self.title, va="top", size=11, weight="bold")
         self.figure.text(left, 1 - 0.27 / height, self.headline, va="top", size=8.5, color="#555555")
         self.figure.text(left, 0.06 / height, "\n".join(lines), va="bottom", size=7.5, color="#444444")
+        self._place()
         self.finished = True
+
+    def _place(self) -> None:
+        """Lay the panels out for good, with positions of six digits.
+
+        The solver's last digits depend on where its variables lie in memory, and an SVG's ids on all digits.
+        """
+        self.figure.draw_without_rendering()
+        self.figure.set_layout_engine("none")
+        for axis in self.figure.axes:
+            axis.set_position([round(edge, 6) for edge in axis.get_position(original=True).bounds])
 
 
 def _wrapped(notes: list[str], letters: int) -> list[str]:
