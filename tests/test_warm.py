@@ -191,7 +191,7 @@ def test_a_job_goes_on_alone_when_the_warm_process_is_killed(own, corpus, tmp_pa
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 0 and len(re.findall("from step [1-9]", said)) == 1, said
     assert_same_to_the_bit(tmp_path / "run", trained(write_spec(tmp_path / "fresh", **schedule), corpus))
-    code, said = own.run("moe.freeze", "{}", "run.yaml")  # nobody listens any more
+    code, said = own.run("moe.freeze", "{}", tmp_path / "run.yaml")  # nobody listens any more
     assert code == 0, said
     assert own.jobs() == [job]
 

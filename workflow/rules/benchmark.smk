@@ -2,14 +2,6 @@
 DEVICE = "gpu" if GPUS else "cpu"
 
 
-def known_hardware():
-    """What the config names, for the rule that needs one."""
-    if tables.hardware is None:
-        names = ", ".join(sorted(path.stem for path in (tables.folder / "hardware").glob("*.yaml")))
-        raise ValueError(f"config/config.yaml, key hardware: none is named, expected one of {names}")
-    return tables.hardware
-
-
 rule measure_speed:
     """Train steps of every router, of the expert paths and of peers, timed in turns in one process."""
     input:

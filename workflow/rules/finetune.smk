@@ -1,30 +1,4 @@
 # Instructions, and runs that start from a snapshot of another run: one per row of finetunes.tsv and seed.
-FINETUNED = [name for name, row in tables.runs.items() if row["base"]]
-
-
-def any_of(names):
-    """Constraint of a wildcard that is one of these; never fulfilled where there is none."""
-    return "|".join(names) or "(?!)"
-
-
-def base_of(wildcards):
-    """The finished run that a fine-tuned one starts from."""
-    return f"results/{SCALE}/runs/{tables.runs[wildcards.run]['base']}/seed-{wildcards.seed}/done.json"
-
-
-def instructions_of(wildcards):
-    """Manifest of the instructions of a fine-tuned run, in the tokens of its corpus; none of any other run."""
-    spec = tables.spec(wildcards.run)
-    made = f"results/instructions/{spec['corpus']}"
-    return [f"{made}/{spec['finetune']['instructions']}/manifest.json"] if "finetune" in spec else []
-
-
-def fetched_instructions(wildcards):
-    """What an instruction set from the hub needs first; the others need nothing."""
-    hub = tables.instructions[wildcards.instructions]["kind"] == "hub"
-    return [f"results/fetched/instructions/{wildcards.instructions}/manifest.json"] if hub else []
-
-
 rule fetch_instructions:
     """Download an instruction set from the hub at its pinned revision."""
     output:

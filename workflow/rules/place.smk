@@ -28,3 +28,11 @@ def minutes_of(wildcards):
         return most
     row = row_of(tables.spec(wildcards.run), tables.hardware, config["ranks"])
     return min(most, 30 + int(90 * row["hours"])) if "hours" in row else most
+
+
+def known_hardware():
+    """What the config names, for the rule that needs one."""
+    if tables.hardware is None:
+        names = ", ".join(sorted(path.stem for path in (tables.folder / "hardware").glob("*.yaml")))
+        raise ValueError(f"config/config.yaml, key hardware: none is named, expected one of {names}")
+    return tables.hardware
