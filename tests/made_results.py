@@ -15,7 +15,7 @@ import yaml
 from made_probes import ENTROPY, watched, write_probes
 
 from moe.describe import recurrent_example
-from moe.figures import select
+from moe.figures import files_drawn, select
 from moe.figures.reported import attributes, find, load, parse_match, stems
 from moe.tables import Tables
 
@@ -368,3 +368,20 @@ def _scale_files(folder: Path) -> None:
     ]
     pd.DataFrame(example).to_csv(folder / "routing_example.csv", index=False)
     pd.DataFrame(recurrent_example()).to_csv(folder / "recurrent_example.csv", index=False)
+
+
+def with_declared_files(row: dict, runs: list[dict], results: Path, folder: Path, seeds: tuple = (0,)) -> list[dict]:
+    """The runs of a row of figures.tsv in a folder that holds the files which its kind declares, and no others."""
+    of_seed, of_scale = files_drawn(row)
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = []
+    for run in select(row["runs"], runs):
+        for seed in seeds:
+            place = folder / "runs" / run["run"] / f"seed-{seed}"
+            place.mkdir(parents=True)
+            for name in of_seed:
+                (place / name).write_bytes((Path(run["folder"]) / f"seed-{seed}" / name).read_bytes())
+        chosen.append({**run, "folder": str(folder / "runs" / run["run"])})
+    for name in of_scale:
+        (folder / name).write_bytes((results / name).read_bytes())
+    return chosen

@@ -1,15 +1,22 @@
 """What a step of several runs costs: by hand on a made-up clock, of models of shuffled windows or of running text."""
 
-import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from tiny_run import END_OF_TEXT, SEQUENCE, SIZES, VOCABULARY, TinyCorpus, TinyRun, tiny_run, write_corpus, write_run
+from tiny_run import (
+    END_OF_TEXT,
+    SEQUENCE,
+    SIZES,
+    VOCABULARY,
+    TinyCorpus,
+    TinyRun,
+    measured,
+    tiny_run,
+    write_corpus,
+    write_run,
+)
 
 from moe.benchmark.contender import Contender
 from moe.benchmark.cost import COLUMNS, by_setup, compare
@@ -95,16 +102,7 @@ def test_the_command_measures_time_and_memory(tmp_path):
         path = folders[-1] / "run.yaml"
         spec = yaml.safe_load(path.read_text()) | {"run": router, "setup": "tiny", "training": TRAINING}
         path.write_text(yaml.safe_dump(spec))
-    output = tmp_path / "cost.csv"
-    command = [sys.executable, "-m", "moe.benchmark.cost", *map(str, folders), "--rounds", "2"]
-    command += ["--corpora", str(tmp_path), "--output", str(output)]
-    # without what a process group of this process has left there
-    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    alone |= {"PYTHONPATH": str(ROOT / "workflow"), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=alone, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    with output.open(newline="") as file:
-        smoe, rmoe = csv.DictReader(file)
+    smoe, rmoe = measured("moe.benchmark.cost", folders, tmp_path, tmp_path / "cost.csv")
     assert (smoe["run"], rmoe["run"]) == ("smoe", "rmoe") and smoe["extra_time_percent"] == ""
     assert float(rmoe["extra_time_percent"]) and rmoe["low_percent"] == ""  # two rounds have no interval
     for row in (smoe, rmoe):

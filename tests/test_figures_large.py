@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_results import REPORTED, make_results, tables
+from made_results import REPORTED, make_results, tables, with_declared_files
 
 from moe.claims.compare import compare
 from moe.figures import draw, files_drawn, select
@@ -114,15 +114,8 @@ def test_benchmarks_without_data_leave_their_columns_empty(made, tmp_path):
 
 @pytest.mark.parametrize("figure", PRINTED)
 def test_a_table_reads_no_other_files_than_it_declares(figure, made, tmp_path):
-    of_seed, of_scale = files_drawn(ROWS[figure])
-    assert not of_scale
-    chosen = []
-    for run in select(ROWS[figure]["runs"], made[0]):
-        place = tmp_path / "runs" / run["run"] / "seed-0"
-        place.mkdir(parents=True)
-        for name in of_seed:
-            (place / name).write_bytes((Path(run["folder"]) / "seed-0" / name).read_bytes())
-        chosen.append({**run, "folder": str(place.parent)})
+    assert not files_drawn(ROWS[figure])[1]
+    chosen = with_declared_files(ROWS[figure], *made, tmp_path)
     outputs = [tmp_path / "a.csv"]
     draw(ROWS[figure], chosen, scale="laptop", reported=REPORTED, results=tmp_path, outputs=outputs)
     shown(figure, *made, tmp_path)

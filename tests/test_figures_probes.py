@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 from made_probes import UNEVEN
-from made_results import REPORTED, ROOT, make_results, tables
+from made_results import REPORTED, ROOT, make_results, tables, with_declared_files
 from test_training import corpus, trained  # noqa: F401 (a fixture)
 
 from moe import probe
@@ -156,18 +156,7 @@ def test_each_figure_draws(figure, made, tmp_path):
 @pytest.mark.parametrize("figure", PROBES)
 def test_a_figure_reads_no_other_files_than_it_declares(figure, made, tmp_path):
     runs, folder = made
-    of_seed, of_scale = files_drawn(ROWS[figure])
-    chosen = []
-    for run in select(ROWS[figure]["runs"], runs):
-        for seed in range(3):
-            place = tmp_path / "results/runs" / run["run"] / f"seed-{seed}"
-            place.mkdir(parents=True)
-            for name in of_seed:
-                (place / name).write_bytes((Path(run["folder"]) / f"seed-{seed}" / name).read_bytes())
-        chosen.append({**run, "folder": str(place.parent)})
-    (tmp_path / "results").mkdir(exist_ok=True)
-    for name in of_scale:
-        (tmp_path / "results" / name).write_bytes((folder / name).read_bytes())
+    chosen = with_declared_files(ROWS[figure], runs, folder, tmp_path / "results", seeds=(0, 1, 2))
     options = dict(scale="laptop", reported=REPORTED, results=tmp_path / "results", outputs=[tmp_path / "a.csv"])
     draw(ROWS[figure], chosen, **options)
     drawn(figure, made, tmp_path)

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from made_results import REPORTED, make_results, make_run, remoe, rows, tables
+from made_results import REPORTED, make_results, make_run, remoe, rows, tables, with_declared_files
 
-from moe.figures import KINDS, draw, files_drawn, select
+from moe.figures import KINDS, draw, select
 from moe.figures.listing import code
 from moe.figures.metrics import METRICS
 from moe.figures.records import records
@@ -191,17 +191,7 @@ def test_curves_have_a_few_hundred_points_with_their_interval(seeded, tmp_path):
 @pytest.mark.parametrize("figure", list(ROWS))
 def test_a_figure_reads_no_other_files_than_it_declares(figure, made, tmp_path):
     runs, folder = made
-    of_seed, of_scale = files_drawn(ROWS[figure])
-    chosen = []
-    for run in select(ROWS[figure]["runs"], runs):
-        place = tmp_path / "results/runs" / run["run"] / "seed-0"
-        place.mkdir(parents=True)
-        for name in of_seed:
-            (place / name).write_bytes((Path(run["folder"]) / "seed-0" / name).read_bytes())
-        chosen.append({**run, "folder": str(place.parent)})
-    (tmp_path / "results").mkdir(exist_ok=True)
-    for name in of_scale:
-        (tmp_path / "results" / name).write_bytes((folder / name).read_bytes())
+    chosen = with_declared_files(ROWS[figure], runs, folder, tmp_path / "results")
     draw(
         ROWS[figure],
         chosen,

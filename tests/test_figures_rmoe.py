@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from made_results import REPORTED, make_results, make_run, rows, tables
+from made_results import REPORTED, make_results, make_run, rows, tables, with_declared_files
 
 from moe.claims import judge
 from moe.claims.compare import contrast
-from moe.figures import draw, files_drawn, select
+from moe.figures import draw, select
 from moe.figures.metrics import METRICS
 from moe.figures.records import records
 from moe.figures.reported import same
@@ -162,16 +162,7 @@ def test_the_papers_own_numbers_give_its_own_verdicts(tmp_path):
 @pytest.mark.parametrize("figure", [*SMALL, *DEPTHS, "extra-crossing"])
 def test_a_figure_reads_no_other_files_than_it_declares(figure, made, tmp_path):
     runs, folder = made
-    of_seed, of_scale = files_drawn(ROWS[figure])
-    chosen = []
-    for run in select(ROWS[figure]["runs"], runs):
-        place = tmp_path / "results/runs" / run["run"] / "seed-0"
-        place.mkdir(parents=True)
-        for name in of_seed:
-            (place / name).write_bytes((Path(run["folder"]) / "seed-0" / name).read_bytes())
-        chosen.append({**run, "folder": str(place.parent)})
-    for name in of_scale:
-        (tmp_path / "results" / name).write_bytes((folder / name).read_bytes())
+    chosen = with_declared_files(ROWS[figure], runs, folder, tmp_path / "results")
     given = dict(scale="laptop", reported=REPORTED, results=tmp_path / "results")
     draw(ROWS[figure], chosen, **given, outputs=[tmp_path / "a.csv"])
     csv(figure, runs, folder, tmp_path)

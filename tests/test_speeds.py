@@ -1,15 +1,11 @@
 """Speeds of two finished runs: TFLOPS and differences by hand on a made-up clock, and the command end to end."""
 
-import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from tiny_run import SEQUENCE, SIZES, VOCABULARY, TinyRun, tiny_run, write_corpus, write_run
+from tiny_run import SEQUENCE, SIZES, VOCABULARY, TinyRun, measured, tiny_run, write_corpus, write_run
 
 from moe.benchmark.contender import Contender
 from moe.benchmark.settle import settle
@@ -122,16 +118,7 @@ def test_the_command_writes_the_table(tmp_path):
         path = folders[-1] / "run.yaml"
         spec = yaml.safe_load(path.read_text()) | {"setup": "remoe-tiny", "size": "1M", "training": TRAINING}
         path.write_text(yaml.safe_dump(spec))
-    output = tmp_path / "speed.csv"
-    command = [sys.executable, "-m", "moe.benchmark.speeds", *map(str, folders), "--rounds", "2"]
-    command += ["--corpora", str(tmp_path), "--output", str(output)]
-    # without what a process group of this process has left there
-    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    alone |= {"PYTHONPATH": str(ROOT / "workflow"), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=alone, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    with output.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = measured("moe.benchmark.speeds", folders, tmp_path, tmp_path / "speed.csv")
     assert [(row["phase"], row["router"]) for row in rows] == [(p, m) for p in drawn.PHASES for m in drawn.MODELS]
     for row in rows:
         assert float(row["tflops"]) > 0 and row["low_percent"] == ""  # two rounds have no interval

@@ -1,6 +1,10 @@
 """A run and a corpus small enough to check by hand: held in memory, or as the folders that commands read."""
 
+import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +110,16 @@ def write_run(folder, corpus, router="rmoe"):
     made = {"file": "snapshots/5B.safetensors", "step": 5, "tokens": 80, "sha256": sha256(path)}
     done = {"data": corpus.fingerprint, "precision": "float32", "snapshots": {"5B": made}}
     (folder / "done.json").write_text(json.dumps(done))
+
+
+def measured(module: str, folders: list[Path], corpora: Path, output: Path) -> list[dict[str, str]]:
+    """Rows that a command of moe.benchmark writes of finished runs, in two rounds, in a process of its own."""
+    command = [sys.executable, "-m", module, *map(str, folders), "--rounds", "2"]
+    command += ["--corpora", str(corpora), "--output", str(output)]
+    # without what a process group of this process has left there
+    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    alone |= {"PYTHONPATH": str(Path(__file__).parent.parent / "workflow"), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=alone, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with output.open(newline="") as file:
+        return list(csv.DictReader(file))

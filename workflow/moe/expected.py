@@ -8,7 +8,8 @@ from typing import Any
 
 from moe.accounting import sequence_flops, step_flops
 from moe.checkpoints import KEPT
-from moe.layout import COPIES, DENSE, Estimate, Hardware, best, sizes_of
+from moe.layout import COPIES, Estimate, Hardware, best, sizes_of
+from moe.table_checks import DENSE
 
 COLUMNS = ["run", "setup", "parameters", "steps", "micro_batch", "expert_ranks", "memory_gib", "sent_gb_a_step"]
 COLUMNS += ["seconds_a_step", "flops", "hours", "gpu_hours", "disk_gb"]

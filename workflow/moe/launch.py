@@ -162,7 +162,8 @@ def main() -> None:
         try:
             sys.exit(launch(int(ranks), command, gpus))
         except ValueError as error:
-            sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
     code = run_warm(module, arguments)
     if code is not None:
         end_as(code)

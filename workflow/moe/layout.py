@@ -14,8 +14,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from moe.accounting import step_flops
+from moe.table_checks import DENSE
 
-DENSE = "none"  # router of a model without experts
 USABLE = 0.9  # share of a GPU's memory: the rest is the allocator's, NCCL's and the driver's
 RECOMPUTED = 4 / 3  # FLOPs with checkpointed blocks: their forward pass runs twice
 COPIES = 16  # bytes of a parameter's checkpoint: weights, float32 master, two moments (as check_disk counts)
