@@ -51,7 +51,8 @@ def rank_main(rank, folder):
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE=str(RANKS), LOCAL_RANK=str(rank))
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
-    from moe.parallel import end_rank, gathered_state, spread_experts
+    from moe.expert_parallel import gathered_state, spread_experts
+    from moe.ranks import end_rank
 
     def share(tokens):
         return tokens.chunk(RANKS)[rank]

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from moe.data import Corpus, Instructions
 from moe.model import IGNORED
 from moe.snapshots import load_model
-from moe.train import Micro, Training, parser_of_training, run_training
+from moe.train import parser_of_training, run_training
+from moe.training import Micro, Training
 
 # variant -> whether a parameter below `router.` is frozen, by its name there. Whether the paper counts the projectors
 # to the router or to the cell is not said: here to the router. (What a router keeps besides, such as λ, moves on.)

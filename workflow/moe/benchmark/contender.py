@@ -12,8 +12,10 @@ from torch import Tensor
 
 from moe.benchmark.settle import settle
 from moe.data import Streams, Windows
+from moe.engine import build_engine
+from moe.expert_parallel import spread_experts
 from moe.finished import FinishedRun
-from moe.parallel import build_engine, init_ranks, spread_experts
+from moe.ranks import init_ranks
 from moe.streaming import Memories
 
 ENGINE = ("betas", "eps", "weight_decay", "clip", "zero_stage", "compile")

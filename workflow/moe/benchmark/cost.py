@@ -24,7 +24,7 @@ from moe.benchmark.contender import Contender, init_ranks_once
 from moe.benchmark.turns import in_turns, speed_ratio
 from moe.command_line import exit_code, note
 from moe.finished import FinishedRun, open_run, write_csv
-from moe.parallel import end_rank
+from moe.ranks import end_rank
 
 COLUMNS = ["run", "setup", "router", "seconds_per_1k", "extra_time_percent", "low_percent", "high_percent"]
 COLUMNS += ["memory_gb", "extra_memory_percent", "rounds", "device"]

@@ -15,8 +15,9 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from moe.benchmark.settle import settle
 from moe.data import Corpus, Windows
+from moe.engine import build_engine
 from moe.model import Decoder, FeedForward
-from moe.parallel import build_engine, init_ranks
+from moe.ranks import init_ranks
 
 Step = Callable[[], float]
 RATE, BALANCE = 1e-4, 0.01

@@ -1,137 +1,14 @@
-"""Ranks, DeepSpeed engines, and experts spread over ranks with DeepSpeed's MoE groups.
+"""Experts spread over ranks with DeepSpeed's MoE groups.
 
 Shape letters: T tokens, D width, E experts of the layer, L experts of one rank, N routed pairs, M pairs received.
 """
-
-import importlib
-import inspect
-import os
-import sys
-from datetime import timedelta
-from types import MethodType
-from typing import Any, NoReturn
-from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # DeepSpeed's Muon module compiles at import: 0.9 s for nothing
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # DeepSpeed's loader asks torch.load for pickles; never
-
-import deepspeed  # noqa: E402
-import deepspeed.ops  # noqa: E402
-from deepspeed.moe.layer import MoE  # noqa: E402
-from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer  # noqa: E402
-from deepspeed.runtime.fp16.loss_scaler import LossScaler  # noqa: E402
-from deepspeed.runtime.zero.config import ZeroStageEnum  # noqa: E402
-from deepspeed.utils import groups  # noqa: E402
-from deepspeed.utils import logger as deepspeed_logger  # noqa: E402
-from deepspeed.utils.tensor_fragment import fragment_address  # noqa: E402
-
-from moe.experts import Experts, combine, merge, route_pairs  # noqa: E402
-
-torch.serialization.add_safe_globals([fragment_address, ZeroStageEnum, LossScaler])
-deepspeed_logger.setLevel("WARNING")
-PLAIN_STEP = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
-
-
-def init_ranks(device: torch.device) -> tuple[int, int]:
-    """Join the process group that the launcher describes, or make one of a single rank; (rank, ranks)."""
-    # The shared-memory helper compiles for a minute at first use, and a killed job's lock would block every later one;
-    # so it is not among what may be compiled, and DeepSpeed need not run a C compiler to find out what else is.
-    deepspeed.ops.__compatible_ops__ = {}
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if "WORLD_SIZE" not in os.environ:
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    else:
-        dist.init_process_group(backend, timeout=timedelta(minutes=30))
-    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
-    return dist.get_rank(), dist.get_world_size()
-
-
-def end_rank(code: int) -> NoReturn:
-    """End this process with an exit code, once every rank is done where the code is 0."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        if code == 0:
-            dist.barrier()
-        # Gloo's threads may still run when the interpreter takes its modules apart, which aborts a finished rank.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
-
-
-def build_engine(
-    model: nn.Module,
-    *,
-    batch: int,
-    micro_batch: int,
-    ranks: int,
-    dtype: torch.dtype,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.01,
-    clip: float = 1.0,
-    zero_stage: int = 1,
-    compile: bool = False,
-) -> Any:
-    """A DeepSpeed engine with AdamW (no decay on norms), ZeRO, clipping and gradient accumulation."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trainable if p.ndim > 1]
-    others = [p for p in trainable if p.ndim <= 1]
-    parameter_groups = [
-        {"params": decayed, "name": "decayed", "weight_decay": weight_decay},
-        {"params": others, "name": "others", "weight_decay": 0.0},
-    ]
-    spread = any(isinstance(module, ParallelExperts) for module in model.modules())
-    if spread:
-        parameter_groups = split_params_into_different_moe_groups_for_optimizer(parameter_groups)
-    parameter_groups = [group for group in parameter_groups if group["params"]]
-    if not compile:
-        _leave_compiler_out()
-    optimizer = torch.optim.AdamW(parameter_groups, lr=0.0, betas=tuple(betas), eps=eps, fused=True)
-    if not compile:
-        optimizer.step = MethodType(PLAIN_STEP, optimizer)
-    config = {
-        "train_batch_size": batch,
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": batch // (micro_batch * ranks),
-        "gradient_clipping": clip,
-        # ZeRO-0 with expert parallelism clips wrongly and reports no norm, so the stage is 1 or 2
-        # contiguous gradients cost a copy; without them DeepSpeed gets the norm of spread experts wrong
-        "zero_optimization": {"stage": zero_stage, "contiguous_gradients": zero_stage > 1 or spread},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        # what is not finite ends the training (moe.health); DeepSpeed would look at every gradient, and skip the step
-        "bf16": {"enabled": dtype == torch.bfloat16, "check_grad_overflow": False},
-        "steps_per_print": 10**9,
-    }
-    if batch > micro_batch * ranks:  # many small gradients would vanish in a bfloat16 sum; one needs no second buffer
-        config["data_types"] = {"grad_accum_dtype": "fp32"}
-    if ranks == 1:  # nothing is summed over ranks, so nothing needs more digits for it
-        config["communication_data_type"] = {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
-    if compile:
-        torch._dynamo.config.disable = False
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
-    if compile:
-        engine.compile()
-    return engine
-
-
-def _leave_compiler_out() -> None:
-    """Keep PyTorch's compiler from being imported, 1.5 s a process, where nothing is compiled.
-
-    DeepSpeed's Muon, never used here, compiles functions at import; an optimiser imports the compiler only to keep it
-    away from its bookkeeping (PLAIN_STEP is AdamW's step without that).
-    """
-    with patch.object(torch, "compile", lambda function=None, **options: function or (lambda later: later)):
-        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
-    for method in vars(torch.optim.Optimizer).values():
-        if hasattr(method, "__wrapped__"):
-            vars(method.__wrapped__).setdefault("__dynamo_disable", method.__wrapped__)
+from moe.experts import Experts, combine, merge, route_pairs
+from moe.ranks import deepspeed
 
 
 def spread_experts(model: nn.Module, expert_ranks: int) -> None:
@@ -143,7 +20,7 @@ def spread_experts(model: nn.Module, expert_ranks: int) -> None:
             block.experts = ParallelExperts(block.experts, expert_ranks)
 
 
-class ParallelExperts(MoE):
+class ParallelExperts(deepspeed.moe.layer.MoE):
     """One rank's consecutive share of a layer's experts; tokens travel by variable all-to-all, none is dropped.
 
     A subclass of DeepSpeed's MoE for its groups, optimiser and checkpoints alone: one rank's stack is *one* DeepSpeed
@@ -277,6 +154,3 @@ def gathered_state(model: nn.Module) -> dict[str, Tensor]:
 def _parallel_owner(model: nn.Module, name: str) -> tuple[str, ParallelExperts] | None:
     prefix, found, _ = name.partition(".deepspeed_moe.")
     return (prefix, model.get_submodule(prefix)) if found else None
-
-
-__all__ = ["ParallelExperts", "build_engine", "end_rank", "gathered_state", "groups", "init_ranks", "spread_experts"]
