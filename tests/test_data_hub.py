@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socket import SHUT_RDWR
 from threading import Thread
 
 import pytest
@@ -164,9 +165,12 @@ def test_the_real_mirror(tmp_path):
 
 
 @contextmanager
-def hub(root, *, pause=0.0, lie=None):
-    """A hub on this machine: the tree, and files in pieces with `pause` between them."""
-    served = []
+def hub(root, *, pause=0.0, lie=None, drops=None):
+    """A hub on this machine: the tree, and files in pieces with `pause` between them.
+
+    drops: how many more connections to end in the middle of a file, {"left": n}.
+    """
+    served, drops = [], drops or {"left": 0}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -198,10 +202,17 @@ def hub(root, *, pause=0.0, lie=None):
             if body:
                 served.append((file.name, start))
                 content = content[:40] + b"lie!" + content[44:] if file.suffix == lie else content
-                for i in range(start, len(content), 1 << 16):
-                    self.wfile.write(content[i : i + (1 << 16)])
+                end = len(content)
+                if drops["left"] > 0 and file.suffix == ".zst":
+                    drops["left"] -= 1
+                    end = start + (end - start) * 9 // 10
+                for i in range(start, end, 1 << 16):
+                    self.wfile.write(content[i : min(end, i + (1 << 16))])
                     self.wfile.flush()
                     time.sleep(pause)
+                if end < len(content):  # as a network does that fails
+                    self.connection.shutdown(SHUT_RDWR)
+                    self.close_connection = True
 
         def tree(self):
             entries = []
@@ -264,6 +275,26 @@ def test_a_killed_fetch_goes_on_and_ends_with_the_same_files(tmp_path):
     original = tmp_path / "owner" / "texts" / "small"
     assert contents(tmp_path / "f") == {p.name: sha256(p.read_bytes()).hexdigest() for p in original.iterdir()}
     assert "0.jsonl.zst" not in {name for name, _ in served[before:]}, "a finished file is not fetched again"
+
+
+@pytest.mark.promise("A network that drops connections in the middle of a fetch: the same files, none fetched twice")
+def test_a_fetch_over_dropped_connections_ends_with_the_same_files(tmp_path):
+    write_dataset(tmp_path / "owner" / "texts", bulk=8000)
+    original, drops = tmp_path / "owner" / "texts" / "small", {"left": 10**6}
+    line = json.dumps({"text": os.urandom(12 * 2**20).hex()})  # the hub's client goes on after each 10 MiB
+    (original / "0.jsonl.zst").write_bytes(zstandard.compress(line.encode()))
+    with hub(tmp_path / "owner" / "texts", drops=drops) as (endpoint, served):
+        process = start_fetch(endpoint, tmp_path / "f", tmp_path)
+        said = process.communicate(timeout=120)[1]
+        sentence = said.splitlines()[-1]  # the client says when it tries again
+        assert process.returncode == 2 and sentence.startswith("error: owner/texts at 0123456789ab: could not be")
+        assert "run again to go on where it stopped" in sentence and "Traceback" not in said
+        assert not (tmp_path / "f" / "manifest.json").exists()
+        drops["left"], before = 2, len(served)
+        process = start_fetch(endpoint, tmp_path / "f", tmp_path)
+        assert process.wait(timeout=120) == 0 and drops["left"] == 0
+    assert contents(tmp_path / "f") == {p.name: sha256(p.read_bytes()).hexdigest() for p in original.iterdir()}
+    assert ("0.jsonl.zst", 10 * 2**20) in served[before:], "it goes on where the connection ended"
 
 
 @pytest.mark.parametrize(("lie", "message"), [(".zst", "0.jsonl.zst: sha256 "), (".md", "README.md: git id ")])

@@ -4,8 +4,8 @@ The original files are kept as they are: the hub records their checksums, and `p
 `datasets` alone decides which files a configuration and split consist of, from the README's front
 matter or the names, on a skeleton of empty files, so that the decision needs no network.
 
-Interrupted at any moment, a second call goes on: finished files are in progress.json, the others are
-fetched again or continued by the hub's client, and manifest.json appears last.
+Interrupted at any moment, a second call goes on: finished files are in progress.json, the one that was interrupted is
+fetched anew, and manifest.json appears last.
 """
 
 import os
@@ -177,7 +177,7 @@ class Hub:
                     self.files[entry.path] = {"bytes": entry.size, **recorded}
 
     def copy(self, path, folder):
-        """Download a file into `folder`; the client continues what an earlier call began."""
+        """Download a file into `folder`; the client goes on where a connection was dropped, several times."""
         from huggingface_hub import hf_hub_download
 
         with self._explained():

@@ -1,6 +1,7 @@
 """How every figure looks, and how it is saved: the same bytes from the same numbers."""
 
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib
@@ -11,6 +12,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 import matplotlib.ticker  # noqa: E402
 import pandas as pd  # noqa: E402
 import seaborn as sns  # noqa: E402
+from PIL import Image  # noqa: E402
+from PIL.PngImagePlugin import PngInfo  # noqa: E402
 
 # Okabe and Ito's colours, told apart by colour-blind readers; a router keeps its colour in every figure.
 BLACK, ORANGE, SKY, GREEN = "#222222", "#E69F00", "#56B4E9", "#009E73"
@@ -27,6 +30,7 @@ ROUTER_COLOURS = {
     "smoe": BLUE,
     "rmoe": RED,
 }
+COLOURS = 256  # of a PNG
 MANY_POINTS = 20_000  # a longer line is drawn as pixels also in an SVG
 
 sns.set_theme(
@@ -71,10 +75,20 @@ class Picture:
             self.data.to_csv(path, index=False, float_format="%.6g")  # a picture shows no more
             return
         self._finish()
-        stamp = {"Date": None, "Creator": None, "Title": f"{self.headline}: {self.title}"}
+        title = f"{self.headline}: {self.title}"
         if path.suffix == ".png":
-            stamp = {"Software": None, "Title": stamp["Title"]}
-        self.figure.savefig(path, metadata=stamp)
+            self._write_pixels(path, title)
+        else:
+            self.figure.savefig(path, metadata={"Date": None, "Creator": None, "Title": title})
+
+    def _write_pixels(self, path: Path, title: str) -> None:
+        """A PNG with a palette: a third of the size, which counts where results are kept under version control."""
+        text = PngInfo()
+        text.add_text("Title", title)
+        with BytesIO() as drawn:
+            self.figure.savefig(drawn, format="png")
+            pixels = Image.open(drawn).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+        pixels.save(path, optimize=True, pnginfo=text)
 
     def close(self) -> None:
         """Give the memory of the picture back."""
