@@ -5,16 +5,16 @@ the same layout, so that all of it can be drawn again from there. Large files ar
 """
 
 import csv
-import gzip
 import hashlib
 import json
+import lzma
 import shutil
 from pathlib import Path
 
 import yaml
 
 # Files of a run that are published compressed, because they have a row a step, a document, a window or a token id.
-GZIPPED = ("metrics.csv", "samples.csv", "validation_windows.csv", "token_activity.csv", "domain_losses.csv")
+COMPRESSED = ("metrics.csv", "samples.csv", "validation_windows.csv", "token_activity.csv", "domain_losses.csv")
 DIGITS = "%.9g"  # of published steps and token ids: what float32 has; windows and samples decide verdicts, as they are
 ROUNDED = ("metrics.csv", "token_activity.csv")
 WHOLE_STEPS, FURTHER_STEPS = 3000, 3000  # of metrics.csv: all of the first, about so many of the others
@@ -44,8 +44,8 @@ def publish(drawn: Path, results: Path, files: list[Path], destination: Path, re
     for source in map(Path, files):
         kept = aside / source.relative_to(results)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        if source.name in GZIPPED:
-            kept.with_name(kept.name + ".gz").write_bytes(condensed(source))
+        if source.name in COMPRESSED:
+            kept.with_name(kept.name + ".xz").write_bytes(condensed(source))
         else:
             shutil.copy(source, kept)
     (aside / "provenance.yaml").write_text(yaml.safe_dump(provenance(aside), sort_keys=False))
@@ -57,7 +57,7 @@ def publish(drawn: Path, results: Path, files: list[Path], destination: Path, re
 
 
 def condensed(path: Path) -> bytes:
-    """A CSV file, gzipped without a time stamp; of metrics.csv what figures read.
+    """A CSV file as xz, a third smaller than gzip; of metrics.csv what figures read.
 
     A training longer than 3000 steps keeps its first 3000 steps, evenly spaced ones of the rest, and each step where
     something besides was measured.
@@ -73,7 +73,7 @@ def condensed(path: Path) -> bytes:
             kept |= frame[column].notna()
         frame = frame[kept]
     digits = DIGITS if path.name in ROUNDED else None
-    return gzip.compress(frame.to_csv(index=False, float_format=digits).encode("utf-8"), mtime=0)
+    return lzma.compress(frame.to_csv(index=False, float_format=digits).encode("utf-8"), preset=9)
 
 
 def published_seeds(folder: Path) -> dict[str, list[int]]:

@@ -115,9 +115,9 @@ def losses_of_streams(run: FinishedRun, snapshot: str, split: str) -> tuple[dict
     return {"loss": [of_block for of_stream in zip(*losses, strict=True) for of_block in of_stream]}, size
 
 
-def seven_digits(loss: float) -> float:
-    """A loss as it is kept, with what a float32 holds: there are thousands a run, and they are published."""
-    return float(f"{loss:.7g}")
+def six_digits(loss: float) -> float:
+    """A window's loss as it is kept: there are thousands a run, and they are published."""
+    return float(f"{loss:.6g}")
 
 
 def validate(run: FinishedRun, *, split: str = "valid") -> tuple[list[dict], list[dict]]:
@@ -141,7 +141,7 @@ def validate(run: FinishedRun, *, split: str = "valid") -> tuple[list[dict], lis
             | {"bits_per_byte": float(nats / math.log(2) / size)}
         )
         labels = {"snapshot": snapshot, "split": split}
-        window_rows += [labels | {"window": i, "loss": seven_digits(one)} for i, one in enumerate(losses)]
+        window_rows += [labels | {"window": i, "loss": six_digits(one)} for i, one in enumerate(losses)]
     return rows, window_rows
 
 
@@ -159,7 +159,7 @@ def domain_losses(run: FinishedRun) -> list[dict]:
             some = torch.from_numpy(windows_BS1).to(run.device).split(run.windows_per_batch())
             losses = torch.cat([window_losses(model, part) for part in some]).tolist()
             labels = {"snapshot": snapshot, "domain": domain}
-            rows += [labels | {"window": i, "loss": seven_digits(one)} for i, one in enumerate(losses)]
+            rows += [labels | {"window": i, "loss": six_digits(one)} for i, one in enumerate(losses)]
     if not rows:
         raise ValueError(f"{run.corpus.folder}: no domain of the test split has {run.sequence} + 1 tokens")
     return rows

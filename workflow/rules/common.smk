@@ -15,7 +15,7 @@ os.environ.update(PYTHONPATH=str(WORKFLOW), HF_HUB_OFFLINE="1", HF_DATASETS_OFFL
 from moe.claims import check_claims, files_judged, runs_judged
 from moe.figures import check_figures, files_drawn, select
 from moe.figures.inputs import files_of_metrics
-from moe.publish import GZIPPED, published_seeds
+from moe.publish import COMPRESSED, published_seeds
 from moe.table_files import typed
 from moe.tables import Tables
 from moe.warm import start
@@ -128,6 +128,6 @@ def with_folders(rows):
 
 def files_of(rows, *names):
     """Those files of every run and seed; large ones are published compressed."""
-    names = [f"{name}.gz" if PUBLISHED and name in GZIPPED else name for name in names]
+    names = [f"{name}.xz" if PUBLISHED and name in COMPRESSED else name for name in names]
     rows = with_folders(rows)
     return [f"{row['folder']}/seed-{seed}/{name}" for row in rows for seed in row["seeds"] for name in names]

@@ -20,8 +20,8 @@ class Record(NamedTuple):
     folder: Path
 
     def path(self, name: str) -> Path:
-        """A file of the seed; published ones may be gzipped. Errors: ValueError naming run, seed and path."""
-        for path in (self.folder / name, self.folder / f"{name}.gz"):
+        """A file of the seed; published ones may be compressed. Errors: ValueError naming run, seed and path."""
+        for path in (self.folder / name, self.folder / f"{name}.xz"):
             if path.is_file():
                 return path
         raise ValueError(f"run {self.run['run']}, seed {self.seed}: {self.folder / name} is missing.")
