@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -368,6 +370,45 @@ def test_a_foreign_checkpoint_is_refused_with_both_fingerprints(what, undisturbe
     assert code == 2 and "feedfeedfeed" in stderr and here in stderr and "Traceback" not in stderr
 
 
+@pytest.mark.promise("Another number of ranks: refused in a sentence that says what to do, nothing lost")
+def test_another_number_of_ranks_is_refused_and_the_same_goes_on(corpus, tmp_path):
+    folder, one = write_spec(tmp_path / "run"), trained(write_spec(tmp_path / "one"), corpus)
+    code, stderr = interrupted(folder, corpus, after=5, ranks=2)
+    assert code in (0, 75), stderr
+    for left in ("done.json", "metrics.csv"):  # had it been at its end already
+        (folder / left).unlink(missing_ok=True)
+    code, stderr = train(folder, corpus)
+    assert code == 2 and "Traceback" not in stderr
+    assert "was made with ranks 2, this run has 1; go on with ranks=2, or delete the folder to start anew" in stderr
+    assert_same_to_rounding(one, trained(folder, corpus, ranks=2))
+
+
+@pytest.mark.promise(
+    "A corpus changed under a run: cut, one sentence; other text, begun anew beside the old checkpoints"
+)
+def test_a_corpus_that_changes_under_a_run_is_noticed(corpus, tmp_path):
+    changed, folder = tmp_path / "corpus", write_spec(tmp_path / "run")
+    shutil.copytree(corpus, changed)
+    code, stderr = interrupted(folder, changed, after=5)
+    assert code in (0, 75), stderr
+    tokens = changed / "train.tokens.bin"
+    whole = tokens.read_bytes()
+    tokens.write_bytes(whole[:-100])
+    code, stderr = train(folder, changed)
+    assert code == 2 and "Traceback" not in stderr and str(tokens) in stderr
+    backwards = np.frombuffer(whole, Corpus(corpus).tokens("train").dtype)[::-1]
+    tokens.write_bytes(backwards.tobytes())  # prepared anew from other text: another fingerprint
+    manifest = changed / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(Corpus(changed).fingerprint, "feed" * 16))
+    before = checkpoint_folder(folder)
+    for left in ("done.json", "metrics.csv"):
+        (folder / left).unlink(missing_ok=True)
+    code, stderr = train(folder, changed)
+    assert code == 0 and "from step 0" in stderr and before.is_dir()
+    assert_same_to_the_bit(folder, trained(write_spec(tmp_path / "fresh"), changed))
+
+
+@pytest.mark.promise("A number that is not finite at some step: step, layer and router named, the checkpoint kept")
 def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(corpus, tmp_path):
     folder = write_spec(tmp_path / "run", learning_rate=1e30, final_learning_rate=1e30, checkpoint_every=1)
     code, stderr = train(folder, corpus)
@@ -377,6 +418,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(co
     assert not (folder / "done.json").exists()
 
 
+@pytest.mark.promise("A number that is not finite at some step: step, layer and router named, the checkpoint kept")
 def test_a_loss_that_is_not_finite_names_step_layer_and_router():
     class Broken(torch.nn.Module):
         def forward(self, tokens_BS, routings):
@@ -389,18 +431,21 @@ def test_a_loss_that_is_not_finite_names_step_layer_and_router():
     health.check_losses(7, 1.0, 0.0, torch.zeros(1, 2))
 
 
-def test_a_layer_that_stays_empty_stops_the_run():
+@pytest.mark.promise("A layer whose experts stay all dead or all alive: step, layer and router named")
+@pytest.mark.parametrize(("sparsity", "shown"), [(1.0, "100%"), (0.0, "0%")])
+def test_a_layer_that_stays_empty_or_full_stops_the_run(sparsity, shown):
     model = SimpleNamespace(experts=4, top_k=1, router=SimpleNamespace(gates=SimpleNamespace(merges=False)))
     health = Health(model, "relu", "run", patience=3)
-    row = {"step": 1, "gradient_norm": 1.0, "loss": 1.0, "sparsity_0": 0.7, "sparsity_1": 1.0}
+    row = {"step": 1, "gradient_norm": 1.0, "loss": 1.0, "sparsity_0": 0.7, "sparsity_1": sparsity}
     health.check(row)
     health.check(row | {"sparsity_1": 0.9})  # recovers: counted anew
     health.check(row)
     health.check(row)
-    with pytest.raises(ValueError, match="step 9: layer 1 of router 'relu' has had a sparsity of 100% for 3 steps"):
+    with pytest.raises(ValueError, match=f"step 9: layer 1 of router 'relu' has had a sparsity of {shown} for 3 steps"):
         health.check(row | {"step": 9})
 
 
+@pytest.mark.promise("Two workflows, or two trainings, in one folder: the second is refused")
 def test_two_processes_do_not_train_one_run(corpus, tmp_path):
     folder = write_spec(tmp_path / "run", steps=2000, checkpoint_every=1000)
     process = subprocess.Popen(command(folder, corpus), env=ENVIRONMENT, stderr=subprocess.DEVNULL)

@@ -207,6 +207,7 @@ def test_a_fine_tuned_run_is_made_from_nothing_and_again_where_its_base_is(tmp_p
     assert planned["finetune"] == planned["freeze_run"] == 1 and "train" not in planned
 
 
+@pytest.mark.promise("Two workflows, or two trainings, in one folder: the second is refused")
 def test_a_second_workflow_in_one_folder_is_refused(tmp_path):
     folder = fresh(tmp_path)
     (folder / ".snakemake").mkdir()

@@ -70,8 +70,9 @@ def newest(folder: Path, belongs: dict[str, str]) -> Path | None:
         for what, here in belongs.items():
             there = record["belongs"].get(what)
             if there != here:
+                kept = f"go on with ranks={there}, or " if what == "ranks" else ""  # each rank has a share of it
                 raise ValueError(
-                    f"{path}: was made with {what} {there}, this run has {here}; delete the folder to start anew"
+                    f"{path}: was made with {what} {there}, this run has {here}; {kept}delete the folder to start anew"
                 )
         return path
     return None
