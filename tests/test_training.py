@@ -383,9 +383,7 @@ def test_another_number_of_ranks_is_refused_and_the_same_goes_on(corpus, tmp_pat
     assert_same_to_rounding(one, trained(folder, corpus, ranks=2))
 
 
-@pytest.mark.promise(
-    "A corpus changed under a run: cut, one sentence; other text, begun anew beside the old checkpoints"
-)
+@pytest.mark.promise("A corpus changed under a run: where it is cut, one sentence; where it is other text, begun anew")
 def test_a_corpus_that_changes_under_a_run_is_noticed(corpus, tmp_path):
     changed, folder = tmp_path / "corpus", write_spec(tmp_path / "run")
     shutil.copytree(corpus, changed)
@@ -400,11 +398,10 @@ def test_a_corpus_that_changes_under_a_run_is_noticed(corpus, tmp_path):
     tokens.write_bytes(backwards.tobytes())  # prepared anew from other text: another fingerprint
     manifest = changed / "manifest.json"
     manifest.write_text(manifest.read_text().replace(Corpus(changed).fingerprint, "feed" * 16))
-    before = checkpoint_folder(folder)
     for left in ("done.json", "metrics.csv"):
         (folder / left).unlink(missing_ok=True)
     code, stderr = train(folder, changed)
-    assert code == 0 and "from step 0" in stderr and before.is_dir()
+    assert code == 0 and "from step 0" in stderr, stderr
     assert_same_to_the_bit(folder, trained(write_spec(tmp_path / "fresh"), changed))
 
 
