@@ -1,4 +1,4 @@
-"""Every router over one and two ranks, and over micro-batches: the same losses, λ, sparsity and gradients."""
+"""Every router over one, two and four ranks, and over micro-batches: the same losses, λ, sparsity and gradients."""
 
 import os
 import tempfile
@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from moe.model import Decoder
 from moe.routers import ROUTERS, options_of
 
-RANKS, STEPS = 2, 3
+STEPS = 3
 SHAPE = dict(vocabulary=50, width=32, layers=3, heads=4, kv_heads=2, expert_width=48, experts=4, top_k=2, init_std=0.2)
 SHAPE |= dict(shared_experts=1)  # whole on every rank, however the others are spread
 
@@ -47,27 +47,27 @@ def train(model, share, mean_over_ranks):
     return record
 
 
-def rank_main(rank, folder):
+def rank_main(rank, folder, ranks):
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE=str(RANKS), LOCAL_RANK=str(rank))
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+    os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
     from moe.expert_parallel import gathered_state, spread_experts
     from moe.ranks import end_rank
 
     def share(tokens):
-        return tokens.chunk(RANKS)[rank]
+        return tokens.chunk(ranks)[rank]
 
     def mean(name, value):
         value = value if value.grad is None else value.grad
         if "deepspeed_moe" in name:  # an expert got every rank's rows already
-            return value / RANKS
+            return value / ranks
         dist.all_reduce(value)
-        return value / RANKS
+        return value / ranks
 
     for name in ROUTERS:
         torch.save(train(make(name), share, mean), f"{folder}/data-{name}-{rank}")
         model = make(name)
-        spread_experts(model, RANKS)
+        spread_experts(model, ranks)
         for block in model.blocks:
             block.experts.deepspeed_moe._set_ep_group(dist.group.WORLD)
         record = train(model, share, mean)
@@ -75,19 +75,20 @@ def rank_main(rank, folder):
     end_rank(0)
 
 
-@pytest.fixture(scope="module")
-def two_ranks():
-    """A folder with what two ranks made of every router, data parallel and expert parallel."""
+@pytest.fixture(scope="module", params=[2, 4])
+def many(request):
+    """A number of ranks, and a folder with what they made of every router, data parallel and expert parallel."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(rank_main, (folder,), nprocs=RANKS, start_method="spawn")
-        yield folder
+        mp.start_processes(rank_main, (folder, request.param), nprocs=request.param, start_method="spawn")
+        yield request.param, folder
 
 
 @pytest.mark.parametrize("name", ROUTERS)
-def test_data_parallel_ranks_are_one(name, two_ranks):
+def test_data_parallel_ranks_are_one(name, many):
+    ranks, folder = many
     whole = train(make(name), lambda tokens: tokens, lambda _, value: value if value.grad is None else value.grad)
-    for rank in range(RANKS):
-        parts = torch.load(f"{two_ranks}/data-{name}-{rank}")
+    for rank in range(ranks):
+        parts = torch.load(f"{folder}/data-{name}-{rank}")
         for (losses, statistics, gradients), (mine, same, ours) in zip(whole, parts, strict=True):
             torch.testing.assert_close(mine, losses, rtol=1e-4, atol=1e-6)
             assert same == pytest.approx(statistics, rel=1e-6)
@@ -97,11 +98,12 @@ def test_data_parallel_ranks_are_one(name, two_ranks):
 
 
 @pytest.mark.parametrize("name", ROUTERS)
-def test_expert_parallel_ranks_are_one(name, two_ranks):
+def test_expert_parallel_ranks_are_one(name, many):
+    ranks, folder = many
     model = make(name)
     whole = train(model, lambda tokens: tokens, lambda _, value: value if value.grad is None else value.grad)
-    for rank in range(RANKS):
-        parts, state = torch.load(f"{two_ranks}/expert-{name}-{rank}")
+    for rank in range(ranks):
+        parts, state = torch.load(f"{folder}/expert-{name}-{rank}")
         for (losses, statistics, _), (mine, same) in zip(whole, parts, strict=True):
             torch.testing.assert_close(mine, losses, rtol=1e-4, atol=1e-6)
             assert same == pytest.approx(statistics, rel=1e-6)
