@@ -246,13 +246,16 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_files(
         ("micro-batches", dict(micro_batch=2)),
         ("data-parallel ranks", dict()),
         ("expert-parallel ranks", dict(expert_ranks=2)),
+        ("data-parallel ranks, ZeRO-2", dict(zero_stage=2)),
+        ("expert-parallel ranks, ZeRO-2", dict(expert_ranks=2, zero_stage=2)),
+        ("four ranks, two of experts", dict(expert_ranks=2)),
     ],
 )
 @pytest.mark.parametrize("router", ["relu", "topk"])
 def test_numbers_do_not_depend_on_how_the_batch_is_split(name, change, router, undisturbed, corpus, tmp_path):
     if name == "micro-batches" and router == "topk":
         pytest.skip("a balance loss is the mean of its micro-batches', another function: the next test")
-    ranks = 1 if name == "micro-batches" else 2
+    ranks = {"micro-batches": 1, "four ranks, two of experts": 4}.get(name, 2)
     folder = write_spec(tmp_path / "run", router, **change)
     if name == "micro-batches":  # λ is tiny, so that f per micro-batch does not show
         trained(folder, corpus)
