@@ -96,6 +96,8 @@ def launch(ranks: int, command: list[str], gpus: bool = False) -> int:
             forward(signal.SIGUSR1, None)
         time.sleep(0.05)
     code = (failed or next((child for child in children if child.returncode), children[0])).returncode
+    if allocation is not None and allocation.warned and code == -signal.SIGUSR1:
+        code = AGAIN  # warned before it listened, so nothing was begun that could be lost
     if allocation is not None and code == AGAIN and allocation.near_its_end():
         allocation.queue_again()
     return code if code >= 0 else 128 - code
