@@ -434,6 +434,7 @@ def test_a_signal_to_the_jobs_process_group_still_writes_the_checkpoint(number, 
     [
         (dict(batch=3, micro_batch=2), "batch 3 is not a multiple of 1 ranks × micro_batch 2"),
         (dict(expert_ranks=3), "4 experts cannot be spread evenly over 3 ranks"),
+        (dict(expert_ranks=2), "1 ranks are not a multiple of the 2 that share experts"),
     ],
 )
 def test_sizes_that_do_not_fit_are_one_sentence(change, sentence, corpus, tmp_path):

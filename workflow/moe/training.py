@@ -137,10 +137,6 @@ class Training:
                 f"{where}: batch {settings['batch']} is not a multiple of {self.ranks} ranks × micro_batch "
                 f"{settings.get('micro_batch') or 1}"
             )
-        if self.ranks % settings.get("expert_ranks", 1):
-            raise ValueError(
-                f"{where}: {self.ranks} ranks are not a multiple of expert_ranks {settings['expert_ranks']}"
-            )
         if self.corpus.vocabulary > self.spec["model"]["vocabulary"]:
             raise ValueError(
                 f"{where}: model vocabulary {self.spec['model']['vocabulary']} is smaller than the tokenizer's "
