@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from functools import cache
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from moe.model import Decoder
 from moe.routers import ROUTERS, options_of
 
 STEPS = 3
+LAYOUTS = {2: (1, 2), 4: (1, 2, 4)}  # ranks -> ranks that share the experts; of four ranks, also two pairs
+SPLITS = [(ranks, spread) for ranks, spreads in LAYOUTS.items() for spread in spreads]
 SHAPE = dict(vocabulary=50, width=32, layers=3, heads=4, kv_heads=2, expert_width=48, experts=4, top_k=2, init_std=0.2)
 SHAPE |= dict(shared_experts=1)  # whole on every rank, however the others are spread
 
@@ -47,7 +50,7 @@ def train(model, share, mean_over_ranks):
     return record
 
 
-def rank_main(rank, folder, ranks):
+def rank_main(rank, ranks, folder):
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank))
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
@@ -57,58 +60,78 @@ def rank_main(rank, folder, ranks):
     def share(tokens):
         return tokens.chunk(ranks)[rank]
 
-    def mean(name, value):
-        value = value if value.grad is None else value.grad
-        if "deepspeed_moe" in name:  # an expert got every rank's rows already
-            return value / ranks
-        dist.all_reduce(value)
-        return value / ranks
+    for spread in LAYOUTS[ranks]:
+        sharing, twins = groups(ranks, spread)
 
-    for name in ROUTERS:
-        torch.save(train(make(name), share, mean), f"{folder}/data-{name}-{rank}")
-        model = make(name)
-        spread_experts(model, ranks)
-        for block in model.blocks:
-            block.experts.deepspeed_moe._set_ep_group(dist.group.WORLD)
-        record = train(model, share, mean)
-        torch.save(([r[:2] for r in record], gathered_state(model)), f"{folder}/expert-{name}-{rank}")
+        def mean(name, value, twins=twins):
+            value = value if value.grad is None else value.grad
+            # an expert got the rows of all ranks that share the experts; the other ranks' are with its twins
+            dist.all_reduce(value, group=twins if "deepspeed_moe" in name else None)
+            return value / ranks
+
+        for name in ROUTERS:
+            model = make(name)
+            spread_experts(model, spread)
+            for block in model.blocks if spread > 1 else ():
+                block.experts.deepspeed_moe._set_ep_group(sharing)
+            record = train(model, share, mean)
+            if spread > 1:  # gradients are those of shares; whole weights say as much
+                record = [(losses, statistics, {}) for losses, statistics, _ in record]
+            torch.save((record, gathered_state(model)), f"{folder}/{name}-{spread}-{rank}")
     end_rank(0)
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def many(request):
-    """A number of ranks, and a folder with what they made of every router, data parallel and expert parallel."""
+def groups(ranks, spread):
+    """This rank's group that shares the experts, and the group of ranks with the same experts."""
+    found = []
+    for sets in (torch.arange(ranks).view(-1, spread), torch.arange(ranks).view(-1, spread).T):
+        made = {tuple(members): dist.new_group(members) for members in sets.tolist()}  # every rank makes every group
+        found += [group for members, group in made.items() if dist.get_rank() in members]
+    return found
+
+
+@pytest.fixture(scope="module")
+def made_by():
+    """Number of ranks -> a folder with what they made of every router; the ranks are started when first asked for."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(rank_main, (folder, request.param), nprocs=request.param, start_method="spawn")
-        yield request.param, folder
+
+        @cache
+        def run(ranks):
+            os.mkdir(f"{folder}/{ranks}")
+            mp.start_processes(rank_main, (ranks, f"{folder}/{ranks}"), nprocs=ranks, start_method="spawn")
+            return f"{folder}/{ranks}"
+
+        yield run
 
 
-@pytest.mark.parametrize("name", ROUTERS)
-def test_data_parallel_ranks_are_one(name, many):
-    ranks, folder = many
-    whole = train(make(name), lambda tokens: tokens, lambda _, value: value if value.grad is None else value.grad)
-    for rank in range(ranks):
-        parts = torch.load(f"{folder}/data-{name}-{rank}")
-        for (losses, statistics, gradients), (mine, same, ours) in zip(whole, parts, strict=True):
-            torch.testing.assert_close(mine, losses, rtol=1e-4, atol=1e-6)
-            assert same == pytest.approx(statistics, rel=1e-6)
-            assert ours.keys() == gradients.keys()
-            for n, gradient in gradients.items():
-                assert (ours[n] - gradient).norm() <= 1e-3 * gradient.norm() + 1e-6, n
-
-
-@pytest.mark.parametrize("name", ROUTERS)
-def test_expert_parallel_ranks_are_one(name, many):
-    ranks, folder = many
+@cache
+def whole(name):
+    """The record of one rank, and the model after it."""
     model = make(name)
-    whole = train(model, lambda tokens: tokens, lambda _, value: value if value.grad is None else value.grad)
+    record = train(model, lambda tokens: tokens, lambda _, value: value if value.grad is None else value.grad)
+    return record, {n: weight.detach() for n, weight in model.named_parameters()}
+
+
+def close(mine, other):
+    return (mine - other).norm() <= 1e-3 * other.norm() + 1e-6
+
+
+@pytest.mark.promise("Experts or the batch over 1, 2 and 4 ranks: every router's numbers and gradients, to rounding")
+@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize(("ranks", "spread"), SPLITS, ids=[f"{ranks} ranks, {by} share" for ranks, by in SPLITS])
+def test_several_ranks_are_one(ranks, spread, name, made_by):
+    record, weights = whole(name)
     for rank in range(ranks):
-        parts, state = torch.load(f"{folder}/expert-{name}-{rank}")
-        for (losses, statistics, _), (mine, same) in zip(whole, parts, strict=True):
+        parts, state = torch.load(f"{made_by(ranks)}/{name}-{spread}-{rank}")
+        for (losses, statistics, gradients), (mine, same, ours) in zip(record, parts, strict=True):
             torch.testing.assert_close(mine, losses, rtol=1e-4, atol=1e-6)
             assert same == pytest.approx(statistics, rel=1e-6)
-        for n, weight in model.named_parameters():
-            assert (state[n] - weight).norm() <= 1e-3 * weight.norm() + 1e-6, n
+            if spread == 1:
+                assert ours.keys() == gradients.keys()
+            for n, gradient in ours.items():
+                assert close(gradient, gradients[n]), n
+        for n, weight in weights.items():
+            assert close(state[n], weight), n
 
 
 @pytest.mark.parametrize("name", ROUTERS)

@@ -237,5 +237,5 @@ def test_a_checkpoint_holds_what_every_stream_remembers(corpus, tmp_path):
     interrupted(folder, corpus, 5)
     (step, *_) = sorted(checkpoint_folder(folder).glob("step-*"))
     memories = streaming.Memories(Streams(Corpus(corpus), "train", 16, 4), 1)
-    memories.load(step, 0, torch.device("cpu"))
+    memories.load(step, 0, 1, torch.device("cpu"))
     assert [tuple(left.shape) for left in memories.caches[0]] == [(4, 12, 16)] * 2

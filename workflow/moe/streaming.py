@@ -39,12 +39,25 @@ class Memories:
             named = {f"{i}.{layer}": left for i, cache in enumerate(self.caches) for layer, left in enumerate(cache)}
             save_file({name: left.contiguous() for name, left in named.items()}, _file(folder, rank))
 
-    def load(self, folder: Path, rank: int, device: torch.device) -> None:
-        """Remember what `save` wrote."""
-        if self.streams is not None:
-            named = load_file(_file(folder, rank), device=str(device))
-            layers = len(named) // len(self.caches)
-            self.caches = [[named[f"{i}.{layer}"] for layer in range(layers)] for i in range(len(self.caches))]
+    def load(self, folder: Path, rank: int, ranks: int, device: torch.device) -> None:
+        """Remember what `save` wrote, by whatever number of ranks: this one goes on with its share of the streams."""
+        if self.streams is None:
+            return
+        share, files = self.streams.batch // ranks, len(list(folder.glob("memory-*.safetensors")))
+        each, first = self.streams.batch // files, rank * share  # streams of a file; the first of this rank
+        wanted = range(first // each, -(-(first + share) // each))
+        found = [_remembered(_file(folder, number), device) for number in wanted]
+        skip = first - wanted[0] * each
+        layers = [torch.cat(parts)[skip : skip + share].chunk(len(self.caches)) for parts in zip(*found, strict=True)]
+        self.caches = [[layer[i].contiguous() for layer in layers] for i in range(len(self.caches))]
+
+
+def _remembered(path: Path, device: torch.device) -> Cache:
+    """What a rank remembered of all its streams."""
+    named = load_file(path, device=str(device))
+    places = sorted(tuple(map(int, name.split("."))) for name in named)  # (micro-batch, layer)
+    layers = sorted({layer for _, layer in places})
+    return [torch.cat([named[f"{i}.{at}"] for i, at in places if at == layer]) for layer in layers]
 
 
 def _file(folder: Path, rank: int) -> Path:

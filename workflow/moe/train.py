@@ -18,7 +18,7 @@ from moe.command_line import Tee, exit_code
 from moe.data import Corpus
 from moe.launch import AGAIN
 from moe.ranks import end_rank
-from moe.training import Stopped, Training
+from moe.training import Refused, Stopped, Training
 
 
 def parser_of_training(description: str) -> argparse.ArgumentParser:
@@ -52,6 +52,8 @@ def run_training(
         code = exit_code(train)
     except Stopped:
         code = AGAIN
+    except Refused:
+        code = 2
     end_rank(code)
 
 

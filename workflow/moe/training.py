@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
 
-from moe import checkpoints, devices
+from moe import checkpoints, devices, repartition
 from moe.accounting import parameter_counts, step_flops, training_mfu
 from moe.best import Best, best_of
 from moe.data import Corpus, Streams, Windows
@@ -32,6 +32,10 @@ from moe.streaming import Memories, memory_bytes, validation_of
 
 class Stopped(Exception):
     """A signal asked for an early end; everything is on disk."""
+
+
+class Refused(Exception):
+    """The first rank refuses the checkpoint and says why; the other ranks end with this."""
 
 
 class Micro(NamedTuple):
@@ -61,8 +65,7 @@ class Training:
         # Another setup or other data start anew in a folder of their own; what lies in this one must still be checked.
         data = self._data_fingerprint()
         self.checkpoints = folder / "checkpoints" / f"{spec['fingerprint']}-{data[:8]}"
-        self.belongs = {"setup": spec["fingerprint"], "data": data}
-        self.belongs |= {"ranks": str(self.ranks), "precision": precision}
+        self.belongs = {"setup": spec["fingerprint"], "data": data, "precision": precision}
         if self.rank == 0:
             self._lock()
         self.snapshots = snapshot_steps(spec)
@@ -251,7 +254,8 @@ class Training:
             self.engine.save_checkpoint(str(aside), tag="engine", client_state={"step": step}, save_latest=False)
             self.memories.save(aside, self.rank)
 
-        checkpoints.write(self.checkpoints, step, self.belongs, save, self.rank, dist.barrier)
+        belongs = self.belongs | {"ranks": str(self.ranks)}
+        checkpoints.write(self.checkpoints, step, belongs, save, self.rank, dist.barrier)
         if self.best is not None and self.rank == 0:
             self.best.prune()
 
@@ -265,21 +269,42 @@ class Training:
             raise ValueError(f"{self.checkpoints}: another process is training this run") from None
 
     def _resume(self) -> int:
-        """Load the newest whole checkpoint, which rank 0 looks for; the step to go on with."""
-        found = torch.zeros(1, dtype=torch.long, device=self.device)
-        if self.rank == 0:
-            newest = checkpoints.newest(self.checkpoints, self.belongs)
-            found += checkpoints.step_of(newest) if newest else 0
-        if self.ranks > 1:
-            dist.broadcast(found, 0)
-        step = int(found.item())
+        """Load the newest whole checkpoint, by whatever number of ranks; the step to go on with."""
+        step, made_by = self._newest()
         if step:
             folder = checkpoints.path_of(self.checkpoints, step)
-            self.engine.load_checkpoint(str(folder), tag="engine")
-            self.memories.load(folder, self.rank, self.device)
+            if made_by == self.ranks:
+                self.engine.load_checkpoint(str(folder), tag="engine")
+            else:
+                repartition.load(self.engine, folder, "engine", self.rank, self.ranks)
+            self.memories.load(folder, self.rank, self.ranks, self.device)
         if self.best is not None:
             self.best.resume(self.checkpoints / "metrics.csv", step)
         return step
+
+    def _newest(self) -> tuple[int, int]:
+        """Step (0: none) and number of ranks of the newest whole checkpoint, which rank 0 looks for.
+
+        Where it must be refused, rank 0 raises ValueError and the others Refused, so that one sentence is said.
+        """
+        found, refused = torch.zeros(2, dtype=torch.long, device=self.device), None
+        if self.rank == 0:
+            try:
+                newest = checkpoints.newest(self.checkpoints, self.belongs)
+                if newest is not None:
+                    spread = self.settings.get("expert_ranks", 1) > 1
+                    found += torch.tensor(checkpoints.step_and_ranks(newest, self.ranks, spread), device=self.device)
+            except (ValueError, OSError) as error:
+                refused = error
+                found -= 1
+        if self.ranks > 1:
+            dist.broadcast(found, 0)
+        if refused is not None:
+            raise refused
+        step, made_by = found.tolist()
+        if step < 0:
+            raise Refused
+        return step, made_by
 
     def _snapshot(self, label: str) -> None:
         if self.best is None or not self.best.step:
