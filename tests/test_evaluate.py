@@ -21,6 +21,7 @@ from tiny_run import END_OF_TEXT, SEQUENCE, VOCABULARY, TinyCorpus, tiny_model, 
 
 from moe import benchmarks, evaluate, probe, scoring, validate
 from moe.finished import write_csv
+from moe.harness import Rerouted
 from moe.routers import ROUTERS
 from moe.tasks import wanted_tasks
 
@@ -30,7 +31,7 @@ tokens_of = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=3 * SE
 
 
 def adapter(router="topk"):
-    return evaluate.Rerouted(tiny_model(router), TinyCorpus(), **LIMITS)
+    return Rerouted(tiny_model(router), TinyCorpus(), **LIMITS)
 
 
 def requests(kind, *arguments):

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from moe.command_line import exit_code
-from moe.data.hub import Hub
 from moe.data.storage import read_json, sha256_of, write_json
+from moe.data.stores import Hub
 from moe.wrong import did_you_mean
 
 

@@ -18,7 +18,8 @@ from moe.command_line import Tee, exit_code
 from moe.data import Corpus
 from moe.launch import AGAIN
 from moe.ranks import end_rank
-from moe.training import Refused, Stopped, Training
+from moe.resume import Refused
+from moe.training import Stopped, Training
 
 
 def parser_of_training(description: str) -> argparse.ArgumentParser:

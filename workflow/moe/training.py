@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from filelock import FileLock, Timeout
 
-from moe import checkpoints, devices, repartition
+from moe import checkpoints, devices
 from moe.accounting import parameter_counts, step_flops, training_mfu
 from moe.best import Best, best_of
 from moe.data import Corpus, Streams, Windows
@@ -25,6 +24,7 @@ from moe.monitors import Flips, RouterPull, Similarity
 from moe.outcome import write_outcome
 from moe.ranks import init_ranks
 from moe.records import StepRecord, progress
+from moe.resume import Resume
 from moe.schedule import learning_rate
 from moe.snapshots import build_model, router_state, save_snapshot, snapshot_steps
 from moe.streaming import Memories, memory_bytes, validation_of
@@ -32,10 +32,6 @@ from moe.streaming import Memories, memory_bytes, validation_of
 
 class Stopped(Exception):
     """A signal asked for an early end; everything is on disk."""
-
-
-class Refused(Exception):
-    """The first rank refuses the checkpoint and says why; the other ranks end with this."""
 
 
 class Micro(NamedTuple):
@@ -65,9 +61,9 @@ class Training:
         # Another setup or other data start anew in a folder of their own; what lies in this one must still be checked.
         data = self._data_fingerprint()
         self.checkpoints = folder / "checkpoints" / f"{spec['fingerprint']}-{data[:8]}"
-        self.belongs = {"setup": spec["fingerprint"], "data": data, "precision": precision}
-        if self.rank == 0:
-            self._lock()
+        belongs = {"setup": spec["fingerprint"], "data": data, "precision": precision}
+        spread = settings.get("expert_ranks", 1) > 1
+        self.resume = Resume(self.checkpoints, belongs, rank=self.rank, ranks=self.ranks, spread=spread)
         self.snapshots = snapshot_steps(spec)
         self._check_sizes()
         torch.manual_seed(spec["seed"])
@@ -249,62 +245,16 @@ class Training:
     def _checkpoint(self, step: int, record: StepRecord | None) -> None:
         if record is not None:
             record.sync()
-
-        def save(aside: Path) -> None:
-            self.engine.save_checkpoint(str(aside), tag="engine", client_state={"step": step}, save_latest=False)
-            self.memories.save(aside, self.rank)
-
-        belongs = self.belongs | {"ranks": str(self.ranks)}
-        checkpoints.write(self.checkpoints, step, belongs, save, self.rank, dist.barrier)
+        self.resume.save(step, self.engine, self.memories)
         if self.best is not None and self.rank == 0:
             self.best.prune()
 
-    def _lock(self) -> None:
-        """One training a folder: the lock ends with the process, however it ends."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self.lock = FileLock(self.checkpoints / "lock")
-        try:
-            self.lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(f"{self.checkpoints}: another process is training this run") from None
-
     def _resume(self) -> int:
-        """Load the newest whole checkpoint, by whatever number of ranks; the step to go on with."""
-        step, made_by = self._newest()
-        if step:
-            folder = checkpoints.path_of(self.checkpoints, step)
-            if made_by == self.ranks:
-                self.engine.load_checkpoint(str(folder), tag="engine")
-            else:
-                repartition.load(self.engine, folder, "engine", self.rank, self.ranks)
-            self.memories.load(folder, self.rank, self.ranks, self.device)
+        """Load the newest whole checkpoint; the step to go on with."""
+        step = self.resume.load(self.engine, self.memories, self.device)
         if self.best is not None:
             self.best.resume(self.checkpoints / "metrics.csv", step)
         return step
-
-    def _newest(self) -> tuple[int, int]:
-        """Step (0: none) and number of ranks of the newest whole checkpoint, which rank 0 looks for.
-
-        Where it must be refused, rank 0 raises ValueError and the others Refused, so that one sentence is said.
-        """
-        found, refused = torch.zeros(2, dtype=torch.long, device=self.device), None
-        if self.rank == 0:
-            try:
-                newest = checkpoints.newest(self.checkpoints, self.belongs)
-                if newest is not None:
-                    spread = self.settings.get("expert_ranks", 1) > 1
-                    found += torch.tensor(checkpoints.step_and_ranks(newest, self.ranks, spread), device=self.device)
-            except (ValueError, OSError) as error:
-                refused = error
-                found -= 1
-        if self.ranks > 1:
-            dist.broadcast(found, 0)
-        if refused is not None:
-            raise refused
-        step, made_by = found.tolist()
-        if step < 0:
-            raise Refused
-        return step, made_by
 
     def _snapshot(self, label: str) -> None:
         if self.best is None or not self.best.step:
@@ -323,12 +273,10 @@ class Training:
 
     def _columns(self) -> list[str]:
         columns = ["step", "tokens", "loss", "router_loss", "learning_rate", "gradient_norm"]
+        columns += ["sparsity", "active_experts", "l1_lambda", "l1_bound"]
         if self.model.router is not None:
             layers = range(self.model.router.layers)
-            columns += ["sparsity", "active_experts", "l1_lambda", "l1_bound"]
             columns += [f"sparsity_{i}" for i in layers] + [f"load_{i}" for i in layers]
-        else:
-            columns += ["sparsity", "active_experts", "l1_lambda", "l1_bound"]
         if self.flips.every:
             columns.append("flip_rate")
         columns += [*self.similarity.columns, *(self.pull.columns if self.pull.at else ())]

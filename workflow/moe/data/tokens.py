@@ -5,19 +5,18 @@ library leaves the interpreter lock and uses every core), the caller writes the 
 """
 
 import platform
-import queue
 import shutil
 from array import array
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from hashlib import blake2b
-from threading import Event, Thread
 from typing import NamedTuple
 
 import numpy as np
 
 from moe.data import tokenizer as tokenization
+from moe.data.ahead import Ahead
 from moe.data.definition import SPLITS
 
 BATCH = 1 << 21  # characters encoded at once: an encoding takes ~100 bytes a token while it lives
@@ -106,7 +105,7 @@ def write_tokens(documents, text, folder, *, weights, domains, limit_bytes=None)
         reading = batches_of(documents, weights, domains, limit_bytes=limit_bytes)
         encoding = stack.enter_context(ThreadPoolExecutor(1))
         waiting = []
-        for batch in stack.enter_context(_Ahead(reading)):
+        for batch in stack.enter_context(Ahead(reading, AHEAD)):
             waiting.append((batch, encoding.submit(encode, batch)))
             if len(waiting) == 2:  # write one batch while the next is encoded
                 _write(*waiting.pop(0), writers, text.end_of_text)
@@ -202,49 +201,6 @@ def _to_npy(raw, name, dtype, length):
         np.lib.format.write_array_header_1_0(target, header)
         shutil.copyfileobj(source, target, 1 << 20)
     raw.unlink()
-
-
-class _Ahead:
-    """Iterate over a generator that runs in a thread, AHEAD items before the caller."""
-
-    def __init__(self, items):
-        self.items, self.queue, self.stopped = items, queue.Queue(AHEAD), Event()
-        self.thread = Thread(target=self._run, daemon=True)
-
-    def _run(self):
-        try:
-            for item in self.items:
-                if not self._put((item, None)):
-                    return
-            self._put((None, StopIteration()))
-        except BaseException as error:  # handed to the caller's thread
-            self._put((None, error))
-
-    def _put(self, entry):
-        while not self.stopped.is_set():
-            try:
-                self.queue.put(entry, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __iter__(self):
-        while True:
-            item, error = self.queue.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item
-
-    def __exit__(self, *failure):
-        self.stopped.set()
-        self.thread.join()
 
 
 def versions():

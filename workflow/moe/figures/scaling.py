@@ -32,7 +32,7 @@ def scaling(spec, runs, *, scale, reported, results) -> Picture:
         rows.append(row | {"reported": printed.value if printed else None, "seeds": len(values), "run": run["run"]})
     data = pd.DataFrame(rows)
     data[["measured", "interval", "reported"]] = data[["measured", "interval", "reported"]].astype(float)
-    figure, axes = panels(1, 2, width=7.2, height=3.6, sharex=True)
+    figure, axes = panels(1, 2, width=8.4, height=3.6, sharex=True)
     named = data.drop_duplicates("label")
     inks = dict(zip(named["label"], colours([runs[i] for i in named.index]), strict=True))
     for axis, column, title in zip(axes[0], ("measured", "reported"), ("(a) ours", "(b) the paper's"), strict=True):
@@ -46,7 +46,7 @@ def scaling(spec, runs, *, scale, reported, results) -> Picture:
         axis.minorticks_off()
         axis.set(title=title, xlabel=AXES.get(x, x))
     axes[0, 0].set_ylabel(f"{metric.header} ({metric.unit})")
-    axes[0, 0].legend()
+    axes[0, 1].legend(*axes[0, 0].get_legend_handles_labels(), bbox_to_anchor=(1.02, 1), loc="upper left")
     notes = ["The axes of the two panels differ.", seeds_sentence(seeds), text(spec, "caption")]
     data = data.drop(columns="at")
     return Picture(figure, data, headline(spec, scale), text(spec, "title"), [" ".join(notes)])
