@@ -12,6 +12,7 @@ report: "workflow/report/workflow.rst"
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/place.smk"
+include: "workflow/rules/asks.smk"
 include: "workflow/rules/inputs.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/finetune.smk"
@@ -19,6 +20,10 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: f"workflow/rules/{'redraw' if PUBLISHED else 'figures'}.smk"
 include: "workflow/rules/benchmark.smk"
+
+
+check_asked()
+warm_up_group()
 
 
 rule figures:

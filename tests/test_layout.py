@@ -10,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe.accounting import parameter_counts
-from moe.expected import MACHINES, row_of, scaling_table, with_table, write
+from moe.expected import (
+    MACHINES,
+    PROCESS_MB,
+    mb_read,
+    mb_trained,
+    minutes_read,
+    minutes_trained,
+    row_of,
+    scaling_table,
+    with_table,
+    write,
+)
 from moe.layout import USABLE, activations, best, estimate, layouts, sizes_of
 from moe.snapshots import build_model
 from moe.table_files import load_yaml
@@ -93,6 +104,22 @@ def test_the_hours_that_the_paper_prints(tables):
     printed = pd.read_csv(ROOT / "config/reported/remoe_table6.csv").query("model == 'MoE' and stage == 'total'")
     row = row_of(tables.spec("remoe-469m-120b-topk"), tables.hardware_named("a100-8"), 8)
     assert row["hours"] == pytest.approx(printed["value"].item(), rel=0.15)
+
+
+def test_what_jobs_ask_for_is_computed_from_the_run(tables):
+    spec, hardware = tables.spec("remoe-978m-relu"), tables.hardware_named("a100-8")
+    row, sizes = row_of(spec, hardware, 8), sizes_of(spec)
+    assert minutes_trained(spec, hardware, 8) == 30 + int(90 * row["hours"])
+    tokens = spec["training"]["batch"] * spec["training"]["sequence"]  # of a step: a third of its seconds on 8 GPUs
+    assert minutes_read(spec, hardware, 8, 3000 * tokens) == 30 + int(1.5 * 1000 * 8 * row["seconds_a_step"] / 60)
+    assert mb_read(spec) == PROCESS_MB + int(8 * sum(sizes) / 2**20)
+    assert mb_trained(spec, 1, gpus=False) == PROCESS_MB + int(24 * sum(sizes) / 2**20)
+    assert mb_trained(spec, 8, gpus=True) == PROCESS_MB + int(6 * sum(sizes) / 2**20)
+    spread = spec | {"training": spec["training"] | {"expert_ranks": 8}}
+    assert mb_trained(spread, 8, gpus=True) < mb_trained(spec, 8, gpus=True)
+    tuned = tables.spec("rmoe-900m-smoe-20b-sft")
+    assert minutes_trained(tuned, hardware, 8) is None, "instructions decide its steps"
+    assert minutes_read(tuned, hardware, 8, 10**6) >= 30
 
 
 def test_a_run_that_fits_nowhere_is_said_and_refused(tables, tmp_path):

@@ -6,10 +6,12 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,8 @@ from test_training import (
     trained,
     write_spec,
 )
+
+from moe.table_files import read_tsv
 
 ROOT = Path(__file__).parent.parent
 NODES = 2
@@ -64,6 +68,36 @@ class Cluster:
             time.sleep(0.1)
         return state
 
+    def workflow(self, folder: Path, *words: str, seconds: int, **config: str) -> None:
+        """Run snakemake in `folder`, all its jobs by this cluster: it has no accounting, and answers at once."""
+        if not (folder / "config").exists():
+            shutil.copytree(ROOT / "config", folder / "config")
+        line = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), *words]
+        line += ["--profile", str(ROOT / "profiles/slurm"), "--workflow-profile", "none", "--latency-wait", "10"]
+        line += ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "5"]
+        line += ["--config", "scale=smoke", "gpus=0", *(f"{key}={value}" for key, value in config.items())]
+        pipes = dict(capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(line, env=self.environment, cwd=folder, **pipes)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+
+    def completed(self) -> list[dict[str, str]]:
+        """What Slurm noted of each job that has completed."""
+        lines = (self.base / "log/jobs.txt").read_text().splitlines()
+        noted = [dict(word.partition("=")[::2] for word in line.split()) for line in lines]
+        return [job for job in noted if job["JobState"] == "COMPLETED"]
+
+    def stop_node(self, node: str, job: str | None = None) -> None:
+        """Kill a node's daemon and, as if the power had gone, all that it runs of a job."""
+        os.kill(int((self.base / f"run/slurmd.{node}.pid").read_text()), signal.SIGKILL)
+        for number in running() if job else ():
+            with suppress(OSError):
+                if f"[{job}." in Path(f"/proc/{number}/cmdline").read_text():  # its slurmstepd
+                    for one in [number, *descendants(number)]:
+                        os.kill(one, signal.SIGKILL)
+
+    def start_node(self, node: str) -> None:
+        self.ask("/usr/sbin/slurmd", "-f", str(self.base / "slurm.conf"), "-N", node)
+
     def printed(self, job: str) -> str:
         path = self.base / "log" / f"{job}.txt"
         return path.read_text()[-3000:] if path.exists() else ""
@@ -91,6 +125,16 @@ def cluster():
     shutil.rmtree(base)
 
 
+def running() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+
+
+def descendants(number: int) -> list[int]:
+    """Processes that a process has started, and those that these have."""
+    children = [int(n) for p in Path(f"/proc/{number}/task").glob("*/children") for n in p.read_text().split()]
+    return children + [deeper for child in children for deeper in descendants(child)]
+
+
 def state_of(number: str) -> str:
     return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
 
@@ -113,12 +157,20 @@ def test_ranks_of_two_nodes_find_each_other(cluster, corpus, tmp_path):  # noqa:
 
 @pytest.mark.promise("A job of Slurm at its wall time: warned, queued again, the same numbers")
 def test_a_job_at_its_wall_time_goes_on_however_often(cluster, corpus, whole, tmp_path):  # noqa: F811
-    folder = write_spec(tmp_path / "run", **LONG)
+    """Started alone, and by a warm process, as in a group of jobs."""
+    words = {}
+    for name in ("alone", "warm"):
+        words[name] = command(write_spec(tmp_path / name, **LONG), corpus)
+    socket = tmp_path / "warm.socket"
+    code = f"import os, subprocess, sys; from moe.warm import start; os.chdir({str(tmp_path)!r}); start('warm.socket');"
+    words["warm"] = [sys.executable, "-c", f"{code} sys.exit(subprocess.run(sys.argv[1:]).returncode)", *words["warm"]]
     # a minute is the shortest limit: warned 50 to 55 seconds before its end, the job has a few seconds a turn
-    job = cluster.submit(command(folder, corpus), "--time=1", REROUTED_WARNING="53")
-    assert cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", seconds=300) == "COMPLETED"
-    assert int(cluster.shown(job, "Restarts")) >= 1, "it was to be stopped at least once"
-    assert_same_to_the_bit(whole, folder)
+    jobs = {name: cluster.submit(line, "--time=1", REROUTED_WARNING="53") for name, line in words.items()}
+    for name, job in jobs.items():
+        assert cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", seconds=300) == "COMPLETED"
+        assert int(cluster.shown(job, "Restarts")) >= 1, "it was to be stopped at least once"
+        assert_same_to_the_bit(whole, tmp_path / name)
+    assert "moe.train: process" in Path(f"{socket}.log").read_text(), "the warm process was asked"
 
 
 @pytest.mark.promise("A cancelled job of Slurm, submitted again: the same numbers")
@@ -150,27 +202,71 @@ def test_a_job_that_gives_way_goes_on_by_itself(how, cluster, corpus, whole, tmp
     assert_same_to_the_bit(whole, folder)
 
 
+@pytest.mark.promise("A node of Slurm that dies, or whose daemon does: the same numbers")
+def test_a_job_outlives_its_node(cluster, corpus, whole, tmp_path):  # noqa: F811
+    folder = write_spec(tmp_path / "run", **LONG)
+    job = cluster.submit(command(folder, corpus))
+    cluster.wait_for_file(job, folder, "checkpoints/*/step-*")
+    node = cluster.shown(job, "NodeList")
+    cluster.stop_node(node, job)
+    cluster.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=killed")
+    try:
+        cluster.wait(job, "COMPLETED")
+        assert cluster.shown(job, "Restarts") == "1" and cluster.shown(job, "NodeList") != node
+    finally:
+        cluster.start_node(node)
+        cluster.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    assert_same_to_the_bit(whole, folder)
+
+
+@pytest.mark.promise("A node of Slurm that dies, or whose daemon does: the same numbers")
+def test_a_job_outlives_the_daemon_of_its_node(cluster, corpus, whole, tmp_path):  # noqa: F811
+    folder = write_spec(tmp_path / "run", **LONG)
+    job = cluster.submit(command(folder, corpus))
+    cluster.wait_for_file(job, folder, "checkpoints/*/step-*")
+    node = cluster.shown(job, "NodeList")
+    cluster.stop_node(node)
+    cluster.start_node(node)
+    cluster.wait(job, "COMPLETED")
+    assert cluster.shown(job, "Restarts") == "0"
+    assert_same_to_the_bit(whole, folder)
+
+
 @pytest.mark.promise("The workflow on a real Slurm")
-def test_the_workflow_runs_on_the_cluster(cluster, tmp_path):
+def test_each_job_of_a_workflow_asks_for_what_it_needs(cluster, tmp_path):
     """From the login node to tables: three trainings, their validations, a figure, a table, each job by Slurm."""
-    shutil.copytree(ROOT / "config", tmp_path / "config")
+    before = len(cluster.completed())
     targets = ["paper_figures/smoke/remoe/fig3.svg", "paper_figures/smoke/remoe/table6.md"]
-    words = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path), *targets]
-    words += ["--profile", str(ROOT / "profiles/slurm"), "--workflow-profile", "none"]
-    # this cluster has no accounting, and answers at once
-    words += [
-        "--slurm-status-command",
-        "squeue",
-        "--slurm-init-seconds-before-status-checks",
-        "5",
-        "--latency-wait",
-        "10",
-    ]
-    words += ["--config", "scale=smoke", "gpus=0", "cluster={cpus: 2, max_minutes: 10, mem_mb: 1000}"]
-    done = subprocess.run(words, env=cluster.environment, cwd=tmp_path, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    rules = "{validate: {partition: urgent, minutes: 7}, prepare_corpus: {cpus: 3}}"
+    asked = f"{{cpus: 2, max_minutes: 10, mem_mb: 1000, rules: {rules}}}"
+    cluster.workflow(tmp_path, *targets, seconds=500, cluster=asked)
     with (tmp_path / "results/smoke/runs/remoe-182m-relu/seed-0/metrics.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 24
     assert all((tmp_path / target).stat().st_size > 100 for target in targets)
-    jobs = (cluster.base / "log/jobs.txt").read_text()
-    assert jobs.count("JobState=COMPLETED") >= 6, "corpus, trainings and validations are jobs of it"
+    jobs = cluster.completed()[before:]
+    urgent = [job for job in jobs if job["Partition"] == "urgent"]
+    assert len(urgent) == 3 and {job["TimeLimit"] for job in urgent} == {"7"}, "validations, as the config says"
+    others = [job for job in jobs if job not in urgent]
+    assert {"10"} <= {job["TimeLimit"] for job in others} <= {"10", "60"} and "3" in {job["ProcCnt"] for job in others}
+
+
+@pytest.mark.promise("The workflow on a real Slurm")
+def test_the_whole_workflow_runs_on_the_cluster(cluster, tmp_path):
+    """All of both papers; the jobs of fifteen runs are one of Slurm's, since each takes a second or two."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    there.mkdir()
+    before = len(cluster.completed())
+    rules = ("freeze_run", "train", "finetune", "validate", "validate_domains", "evaluate", "probe")
+    words = ["--groups", *(f"{rule}=runs" for rule in rules), "--group-components", "runs=15", "--cores", "2"]
+    cluster.workflow(there, "all", *words, seconds=580, cluster="{cpus: 2, max_minutes: 10, mem_mb: 1000}")
+    figures = [(row["paper"], row["figure"]) for row in read_tsv(ROOT / "config/figures.tsv")]
+    assert len(figures) > 50 and len(cluster.completed()) - before >= 10
+    for paper, figure in figures:
+        assert (there / f"paper_figures/smoke/{paper}/{figure}.csv").stat().st_size > 50, (paper, figure)
+    # the same numbers as on one machine: routers, runs that match another's compute, fine-tuned runs
+    shutil.copytree(ROOT / "config", here / "config")
+    same = [f"paper_figures/smoke/{name}.csv" for name in ("remoe/table2", "remoe/fig6a", "rmoe/table3")]
+    line = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(here), "--cores", "2", *same]
+    subprocess.run([*line, "--config", "scale=smoke"], env=cluster.environment, cwd=here, check=True, timeout=300)
+    for path in same:
+        assert (here / path).read_text() == (there / path).read_text(), path

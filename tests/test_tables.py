@@ -179,6 +179,7 @@ def test_a_wrong_setting_is_one_sentence(change, says, config):
 def test_numbers_inside_of_a_setting_of_the_command_line():
     given = {"seeds": {"remoe": "3", "rmoe": "1"}, "ranks": 2, "scale": "smoke", "tables": "7"}
     assert typed(given) == given | {"seeds": {"remoe": 3, "rmoe": 1}}
+    assert typed({"cluster": {"rules": {"train": {"cpus": "3"}}}}) == {"cluster": {"rules": {"train": {"cpus": 3}}}}
 
 
 def test_each_paper_may_have_its_own_number_of_seeds(config):

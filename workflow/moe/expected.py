@@ -12,6 +12,7 @@ from moe.layout import COPIES, Estimate, Hardware, best, sizes_of
 from moe.table_checks import DENSE
 
 COLUMNS = ["run", "setup", "parameters", "steps", "micro_batch", "expert_ranks", "memory_gib", "sent_gb_a_step"]
+PROCESS_MB = 4000  # of any job: measured 1100 with all imports (docs/cluster.md), and the harness' data
 COLUMNS += ["seconds_a_step", "flops", "hours", "gpu_hours", "disk_gb"]
 
 
@@ -44,6 +45,39 @@ def row_of(spec: dict[str, Any], hardware: Hardware, ranks: int) -> dict[str, An
         return row
     seconds = steps * found.seconds * row["flops"] / flops["training"]
     return row | {"hours": seconds / 3600, "gpu_hours": ranks * seconds / 3600}
+
+
+def minutes_trained(spec: dict[str, Any], hardware: Hardware, ranks: int) -> int | None:
+    """Minutes to ask a cluster for: half more than the estimate, and half an hour.
+
+    None where the run fits in no way or its steps are not known yet.
+    """
+    row = row_of(spec, hardware, ranks)
+    return 30 + int(90 * row["hours"]) if "hours" in row else None
+
+
+def minutes_read(spec: dict[str, Any], hardware: Hardware, ranks: int, tokens: int) -> int | None:
+    """As minutes_trained, of one GPU that reads `tokens` with each snapshot: a third of what training on them takes."""
+    found, training = best(spec, hardware, ranks), spec["training"]
+    if found is None:
+        return None
+    seconds_a_token = found.seconds * ranks / (training["batch"] * training["sequence"]) / 3
+    return 30 + int(1.5 * len(spec["snapshots"]) * tokens * seconds_a_token / 60)
+
+
+def mb_trained(spec: dict[str, Any], ranks: int, gpus: bool) -> int:
+    """MB of the machine's memory that each rank asks for.
+
+    What it imports and maps, the weights that it makes, without a GPU their gradients, and its share of a checkpoint.
+    """
+    sizes = sizes_of(spec)
+    held = sizes.shared + sizes.routed / spec["training"].get("expert_ranks", 1)
+    return PROCESS_MB + int(((4 if gpus else 8) * held + COPIES * sum(sizes) / ranks) / 2**20)
+
+
+def mb_read(spec: dict[str, Any]) -> int:
+    """As mb_trained, of a process that reads text with a finished run: its weights, twice while they are loaded."""
+    return PROCESS_MB + int(8 * sum(sizes_of(spec)) / 2**20)
 
 
 def write(specs: list[dict[str, Any]], seeds: list[int], hardware: Hardware, ranks: int, output: Path) -> str:

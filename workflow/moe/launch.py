@@ -96,11 +96,20 @@ def launch(ranks: int, command: list[str], gpus: bool = False) -> int:
             forward(signal.SIGUSR1, None)
         time.sleep(0.05)
     code = (failed or next((child for child in children if child.returncode), children[0])).returncode
-    if allocation is not None and allocation.warned and code == -signal.SIGUSR1:
-        code = AGAIN  # warned before it listened, so nothing was begun that could be lost
-    if allocation is not None and code == AGAIN and allocation.near_its_end():
-        allocation.queue_again()
+    code = code if allocation is None else ended(allocation, code)
     return code if code >= 0 else 128 - code
+
+
+def ended(allocation, code: int) -> int:
+    """How the ranks of a job of Slurm have ended; where that was for the end of its time, the job is queued again.
+
+    allocation: moe.slurm.Allocation.
+    """
+    if allocation.warned and code == -signal.SIGUSR1:
+        code = AGAIN  # warned before it listened, so nothing was begun that could be lost
+    if code == AGAIN and allocation.near_its_end():
+        allocation.queue_again()
+    return code
 
 
 def likeness() -> dict:
@@ -133,10 +142,9 @@ def run_warm(module: str, arguments: list[str]) -> int | None:
             socket.send_fds(server, [json.dumps(request).encode()], [0, 1, 2])
             if server.recv(16) != STARTED:
                 return None
-            server.settimeout(None)
             for number in SIGNALS:
                 signal.signal(number, forward)
-            answer = server.recv(16)
+            answer = listen(server)
         except OSError:
             answer = b""
         for number in SIGNALS:
@@ -144,6 +152,23 @@ def run_warm(module: str, arguments: list[str]) -> int | None:
     if answer:
         return int(answer)
     return -told[-1] if told else None  # asked to end: it has, and is not begun anew
+
+
+def listen(server: socket.socket) -> bytes:
+    """What the warm process says in the end; in a job of Slurm it is warned when the job's time is up."""
+    if "SLURM_JOB_ID" not in os.environ:
+        server.settimeout(None)
+        return server.recv(16)
+    from moe.slurm import Allocation
+
+    allocation = Allocation.of_this_job()
+    server.settimeout(0.5)
+    while True:
+        with suppress(TimeoutError):
+            answer = server.recv(16)
+            return answer if allocation is None or not answer else str(ended(allocation, int(answer))).encode()
+        if allocation is not None and allocation.time_is_up():
+            server.send(bytes([signal.SIGUSR1]))
 
 
 def end_as(code: int) -> None:
@@ -160,16 +185,17 @@ def main() -> None:
     command = [sys.executable, "-m", module, *arguments]
     os.environ.update(ALLOCATOR)
     gpus = module not in WITHOUT_GPU and "SLURM_JOB_ID" not in os.environ and has_gpus()
-    if int(ranks) > 1 or gpus or "SLURM_JOB_ID" in os.environ:
-        try:
-            sys.exit(launch(int(ranks), command, gpus))
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-    code = run_warm(module, arguments)
-    if code is not None:
-        end_as(code)
-    os.execv(sys.executable, command)
+    if int(ranks) == 1 and not gpus:
+        code = run_warm(module, arguments)
+        if code is not None:
+            end_as(code)
+        if "SLURM_JOB_ID" not in os.environ:
+            os.execv(sys.executable, command)
+    try:
+        sys.exit(launch(int(ranks), command, gpus))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -49,16 +49,15 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def typed(config: dict[str, Any]) -> dict[str, Any]:
+def typed(config: dict[str, Any], within: bool = False) -> dict[str, Any]:
     """The config with numbers where `--config key='{name: 1}'` has them: Snakemake leaves text inside of a mapping."""
-    return {
-        key: {name: _number(inner) for name, inner in value.items()} if isinstance(value, dict) else value
-        for key, value in config.items()
-    }
+    return {key: _typed(value, within) for key, value in config.items()}
 
 
-def _number(value: Any) -> Any:
-    return int(value) if isinstance(value, str) and value.isdecimal() else value
+def _typed(value: Any, within: bool) -> Any:
+    if isinstance(value, dict):
+        return typed(value, within=True)
+    return int(value) if within and isinstance(value, str) and value.isdecimal() else value
 
 
 def parse_options(cell: str, where: str) -> dict[str, Any]:

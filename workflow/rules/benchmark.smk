@@ -3,7 +3,7 @@ DEVICE = "gpu" if GPUS else "cpu"
 
 
 rule measure_speed:
-    """Train steps of every router, of the expert paths and of peers, timed in turns in one process."""
+    """Train steps of every router, of the expert paths and of peers, timed in turns."""
     input:
         corpus=["results/corpora/local-bpe/manifest.json"] if GPUS else [],  # real text, for utilisation
     output:
@@ -14,7 +14,7 @@ rule measure_speed:
         "../../envs/train.yaml"
     threads: CORES  # alone, so that nothing disturbs it
     resources:
-        gpu=1 if GPUS else 0,
+        **asks("measure_speed", gpu=1),
     params:
         parts="routers,experts,peers,mfu" if GPUS else "routers,experts,peers",
         corpus="--corpus results/corpora/local-bpe" if GPUS else "",

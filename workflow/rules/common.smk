@@ -1,7 +1,10 @@
 # Tables, their checks, and the few helpers that the rules share.
+import atexit
 import json
 import os
+import shutil
 import sys
+import tempfile
 from glob import glob
 from pathlib import Path
 
@@ -77,6 +80,16 @@ def warm_up():
     """On one machine without a GPU the jobs are forked by a process that has imported what they need (moe.warm)."""
     if HERE and not GPUS and sys.platform == "linux":
         start(".snakemake/warm.socket")
+
+
+def warm_up_group():
+    """The same for a group of jobs that a cluster runs as one: at a path of its node, since folders may be shared."""
+    grouped = not workflow.is_main_process and len(workflow.dag_settings.target_jobs) > 1
+    runs_them = ASKED.cores is not None and ASKED.nodes is None  # the innermost snakemake of the job
+    if grouped and runs_them and not GPUS and sys.platform == "linux":
+        folder = tempfile.mkdtemp(prefix="rerouted-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        start(f"{folder}/warm.socket")
 
 
 def spec_of(wildcards):

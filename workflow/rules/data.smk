@@ -31,6 +31,8 @@ rule prepare_corpus:
     conda:
         "../../envs/train.yaml"
     threads: CORES
+    resources:
+        **asks("prepare_corpus", minutes=CLUSTER["max_minutes"]),
     params:
         definition=lambda wildcards: f"{tables.folder}/corpora/{wildcards.corpus}.yaml",
         content=lambda wildcards: tables.corpora[wildcards.corpus],
@@ -53,6 +55,8 @@ rule make_local_tasks:
     priority: 10_000  # a few seconds, and every evaluation waits for it
     conda:
         "../../envs/train.yaml"
+    resources:
+        **asks("make_local_tasks"),
     params:
         corpus=subpath(input[0], parent=True),
     shell:

@@ -13,7 +13,7 @@ rule validate:
     conda:
         "../../envs/train.yaml"
     resources:
-        gpu=1 if GPUS else 0,
+        **asks_to_read("validate"),
     params:
         run=subpath(input.done, parent=True),
         corpus=subpath(input.corpus, parent=True),
@@ -35,7 +35,7 @@ rule validate_domains:
     conda:
         "../../envs/train.yaml"
     resources:
-        gpu=1 if GPUS else 0,
+        **asks_to_read("validate_domains"),
     params:
         run=subpath(input.done, parent=True),
         corpus=subpath(input.corpus, parent=True),
@@ -59,7 +59,7 @@ rule evaluate:
     conda:
         "../../envs/train.yaml"
     resources:
-        gpu=1 if GPUS else 0,
+        **asks_to_read("evaluate"),
     params:
         run=subpath(input.done, parent=True),
         corpus=subpath(input.corpus, parent=True),
@@ -88,7 +88,7 @@ rule probe:
     conda:
         "../../envs/train.yaml"
     resources:
-        gpu=1 if GPUS else 0,
+        **asks_to_read("probe"),
     params:
         run=subpath(input.done, parent=True),
         corpus=subpath(input.corpus, parent=True),
@@ -109,7 +109,7 @@ rule probe_whole:
     conda:
         "../../envs/train.yaml"
     resources:
-        gpu=1 if GPUS else 0,
+        **asks_to_read("probe_whole"),
     params:
         run=subpath(input.done, parent=True),
         corpus=subpath(input.corpus, parent=True),
@@ -128,6 +128,8 @@ rule describe:
         "results/logs/{scale}/describe.log",
     conda:
         "../../envs/train.yaml"
+    resources:
+        **asks("describe"),
     params:
         setups={name: tables.shapes(name) for name in tables.decoders},
     script:
@@ -147,8 +149,7 @@ rule measure_speeds:
         "../../envs/train.yaml"
     threads: CORES
     resources:
-        ranks=config["ranks"],
-        gpu=max(GPUS, config["ranks"]) if GPUS else 0,
+        **asks_to_measure("measure_speeds"),
     params:
         runs=[f"results/{SCALE}/runs/{row['run']}/seed-0" for row in runs_timed()],
         rounds=tables.scale.get("speed_rounds", 31),
@@ -171,8 +172,7 @@ rule measure_costs:
         "../../envs/train.yaml"
     threads: CORES
     resources:
-        ranks=config["ranks"],
-        gpu=max(GPUS, config["ranks"]) if GPUS else 0,
+        **asks_to_measure("measure_costs"),
     params:
         runs=[f"results/{SCALE}/runs/{row['run']}/seed-0" for row in runs_costed()],
         rounds=tables.scale.get("speed_rounds", 31),

@@ -29,6 +29,8 @@ rule prepare_instructions:
         "results/logs/prepare_instructions/{corpus}-{instructions}.log",
     conda:
         "../../envs/train.yaml"
+    resources:
+        **asks("prepare_instructions"),
     params:
         definition=lambda wildcards: f"{tables.folder}/instructions/{wildcards.instructions}.yaml",
         content=lambda wildcards: tables.instructions[wildcards.instructions],
@@ -59,11 +61,7 @@ rule finetune:
         "../../envs/train.yaml"
     threads: config["ranks"] // NODES
     resources:
-        **PLACED,
-        ranks=config["ranks"],
-        runtime=minutes_of,
-        mem_mb=config["cluster"]["mem_mb"] * config["ranks"] // NODES,  # of a node
-        gpu=config["ranks"] if GPUS else 0,
+        **asks_to_train("finetune"),
     params:
         launch=LAUNCH,
         base=subpath(input.base, parent=True),

@@ -1,5 +1,4 @@
-# Where a training runs: how many nodes, and what it asks a cluster for.
-from moe.expected import row_of
+# Where jobs run: on this machine or a cluster, on how many GPUs and nodes.
 
 GPUS = len(glob(os.path.join(os.sep, "dev", "nvidia[0-9]*"))) if config["gpus"] == "auto" else config["gpus"]
 # Whether the jobs run on this machine: a cluster has a number of jobs, and no cores. Snakemake says it after parsing.
@@ -12,6 +11,7 @@ if HERE and workflow.scheduling_settings is not None:
     # after 200 jobs that takes a third of a core.
     workflow.scheduling_settings.max_jobs_per_timespan = None
 CORES = ASKED.cores if HERE else config["cluster"]["cpus"]  # of the jobs that use all
+SUBMITS = workflow.is_main_process and not HERE  # jobs to a cluster, which wants to know what they take
 NODES = config["nodes"]  # of one training: on several, a launcher each, started inside of the job
 PLACED = {"nodes": NODES, "tasks": NODES, "tasks_per_gpu": 0, "mpi": "srun"} if NODES > 1 else {}
 LAUNCH = (
@@ -19,15 +19,6 @@ LAUNCH = (
     if NODES > 1
     else "python -m moe.launch"
 )
-
-
-def minutes_of(wildcards):
-    """Minutes that a training asks a cluster for: half more than the estimate, where the config names hardware."""
-    most = config["cluster"]["max_minutes"]
-    if tables.hardware is None:
-        return most
-    row = row_of(tables.spec(wildcards.run), tables.hardware, config["ranks"])
-    return min(most, 30 + int(90 * row["hours"])) if "hours" in row else most
 
 
 def known_hardware():

@@ -7,6 +7,8 @@ rule measure_precision:
         "results/logs/{scale}/measure_precision.log",
     conda:
         "../../envs/train.yaml"
+    resources:
+        **asks("measure_precision", gpu=1),
     shell:
         "python -m moe.precision {output} 2>&1 | tee {log}"
 
@@ -49,11 +51,7 @@ rule train:
         "../../envs/train.yaml"
     threads: config["ranks"] // NODES
     resources:
-        **PLACED,
-        ranks=config["ranks"],
-        runtime=minutes_of,
-        mem_mb=config["cluster"]["mem_mb"] * config["ranks"] // NODES,  # of a node
-        gpu=config["ranks"] if GPUS else 0,
+        **asks_to_train("train"),
     params:
         launch=LAUNCH,
         corpus=subpath(input.corpus, parent=True),

@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from moe.accounting import training_flops, utilisation
+from moe.benchmark.alone import Alone
 from moe.benchmark.paths import paths
 from moe.benchmark.steps import Shape, deepspeed_moe, mixtral, ours, reader
 from moe.benchmark.turns import in_turns, speed_ratio
@@ -64,7 +65,7 @@ def experts_part(device: torch.device, rounds: int, dtype: str, tiny: bool) -> l
 
 
 def peers_part(device: torch.device, rounds: int, dtype: str, tiny: bool) -> list[dict[str, Any]]:
-    """The whole train step in both precisions against transformers' Mixtral and DeepSpeed's MoE layer.
+    """The whole train step in both precisions against transformers' Mixtral and DeepSpeed's MoE layer, a process each.
 
     Ratios are to the fastest peer in its best precision. Mixtral's `batched_mm` gathers each token's expert weights,
     more memory than a laptop has at this shape, so it runs on a GPU only.
@@ -72,12 +73,14 @@ def peers_part(device: torch.device, rounds: int, dtype: str, tiny: bool) -> lis
     shape, steps = TINY if tiny else PEERS, {}
     implementations = ["eager", "grouped_mm"] + (["batched_mm"] if device.type == "cuda" or tiny else [])
     for name, kind in DTYPES.items():
-        steps["ours", name] = ours(shape, {"name": "topk"}, kind, device)
+        steps["ours", name] = Alone(ours, shape, {"name": "topk"}, kind, device)
         for one in implementations:
-            steps[f"Mixtral, {one}", name] = mixtral(shape, one, kind, device)
-        steps["Mixtral, DeepSpeed MoE", name] = deepspeed_moe(shape, True, kind, device)
-        steps["Mixtral, DeepSpeed MoE, no token dropped", name] = deepspeed_moe(shape, False, kind, device)
+            steps[f"Mixtral, {one}", name] = Alone(mixtral, shape, one, kind, device)
+        steps["Mixtral, DeepSpeed MoE", name] = Alone(deepspeed_moe, shape, True, kind, device)
+        steps["Mixtral, DeepSpeed MoE, no token dropped", name] = Alone(deepspeed_moe, shape, False, kind, device)
     seconds = in_turns(steps, rounds)
+    for step in steps.values():
+        step.close()
     fastest = min((s for s in steps if s[0] != "ours"), key=lambda s: statistics.median(seconds[s]))
     rows = []
     for key in steps:

@@ -25,10 +25,10 @@ def in_turns(contenders: dict[str, Callable[[], None]], rounds: int, clock=time.
     for turn in range(WARM + rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            _wait()
+            wait()
             began = clock()
             contenders[name]()
-            _wait()
+            wait()
             if turn >= WARM:
                 seconds[name].append(clock() - began)
     return seconds
@@ -47,6 +47,7 @@ def speed_ratio(mine: list[float], other: list[float]) -> Ratio:
     return Ratio(statistics.median(ratios), low, high)
 
 
-def _wait() -> None:
+def wait() -> None:
+    """Until the device has done what it was told."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

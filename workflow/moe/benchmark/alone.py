@@ -1,0 +1,62 @@
+"""A contender in a process of its own, as its users have it: no other one's memory, threads or machine code beside it."""
+
+import os
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from moe.benchmark.turns import wait
+
+
+class Alone:
+    """Calling it runs one step there.
+
+    build: function of a module, which makes a step of `arguments`; it is called in the new process.
+    Raises RuntimeError when the process has ended.
+    """
+
+    def __init__(self, build: Callable[..., Callable[[], float]], *arguments: Any):
+        context = get_context("forkserver")
+        context.set_forkserver_preload([build.__module__])  # imported once for all of them
+        self.pipe, theirs = context.Pipe()
+        threads = torch.get_num_threads()
+        self.process = context.Process(target=_serve, args=(theirs, threads, build, arguments), daemon=True)
+        self.process.start()
+        theirs.close()
+        self._answer()
+
+    def __call__(self) -> float:
+        """The step's loss."""
+        self.pipe.send("step")
+        return self._answer()
+
+    def close(self) -> None:
+        """End the process."""
+        self.pipe.close()
+        self.process.join()
+
+    def _answer(self) -> float:
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            raise RuntimeError(f"the contender's process ended with {self.process.exitcode}") from None
+
+
+def _serve(pipe: Connection, threads: int, build: Callable[..., Callable[[], float]], arguments: tuple) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):  # of the process group of whoever asks
+        os.environ.pop(name, None)
+    torch.set_num_threads(threads)
+    step = build(*arguments)
+    answer = 0.0
+    while True:
+        pipe.send(answer)
+        try:
+            pipe.recv()
+        except EOFError:
+            return
+        answer = step()
+        wait()
