@@ -115,7 +115,7 @@ def ended(allocation, code: int) -> int:
 def likeness() -> dict:
     """What a warm process and the one that it stands in for must have in common."""
     kept = {name: os.environ.get(name) for name in READ_ONCE}
-    return kept | {"python": sys.prefix, "package": str(Path(__file__).resolve().parent)}
+    return kept | {"python": os.path.realpath(sys.prefix), "package": str(Path(__file__).resolve().parent)}
 
 
 def run_warm(module: str, arguments: list[str]) -> int | None:
