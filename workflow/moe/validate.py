@@ -115,6 +115,11 @@ def losses_of_streams(run: FinishedRun, snapshot: str, split: str) -> tuple[dict
     return {"loss": [of_block for of_stream in zip(*losses, strict=True) for of_block in of_stream]}, size
 
 
+def six_digits(loss: float) -> float:
+    """A window's loss as it is kept: there are thousands a run, and they are published."""
+    return float(f"{loss:.6g}")
+
+
 def validate(run: FinishedRun, *, split: str = "valid") -> tuple[list[dict], list[dict]]:
     """Rows of validation.csv and of validation_windows.csv.
 
@@ -136,7 +141,7 @@ def validate(run: FinishedRun, *, split: str = "valid") -> tuple[list[dict], lis
             | {"bits_per_byte": float(nats / math.log(2) / size)}
         )
         labels = {"snapshot": snapshot, "split": split}
-        window_rows += [labels | {"window": i, "loss": one} for i, one in enumerate(losses)]
+        window_rows += [labels | {"window": i, "loss": six_digits(one)} for i, one in enumerate(losses)]
     return rows, window_rows
 
 
@@ -153,7 +158,8 @@ def domain_losses(run: FinishedRun) -> list[dict]:
         for domain, windows_BS1 in domain_windows(run.corpus, "test", run.sequence, share):
             some = torch.from_numpy(windows_BS1).to(run.device).split(run.windows_per_batch())
             losses = torch.cat([window_losses(model, part) for part in some]).tolist()
-            rows += [{"snapshot": snapshot, "domain": domain, "window": i, "loss": one} for i, one in enumerate(losses)]
+            labels = {"snapshot": snapshot, "domain": domain}
+            rows += [labels | {"window": i, "loss": six_digits(one)} for i, one in enumerate(losses)]
     if not rows:
         raise ValueError(f"{run.corpus.folder}: no domain of the test split has {run.sequence} + 1 tokens")
     return rows
