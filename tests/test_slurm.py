@@ -214,8 +214,7 @@ def test_a_job_outlives_its_node(cluster, corpus, whole, tmp_path):  # noqa: F81
         cluster.wait(job, "COMPLETED")
         assert cluster.shown(job, "Restarts") == "1" and cluster.shown(job, "NodeList") != node
     finally:
-        cluster.start_node(node)
-        cluster.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        cluster.start_node(node)  # which takes it up again
     assert_same_to_the_bit(whole, folder)
 
 

@@ -96,11 +96,11 @@ def launch(ranks: int, command: list[str], gpus: bool = False) -> int:
             forward(signal.SIGUSR1, None)
         time.sleep(0.05)
     code = (failed or next((child for child in children if child.returncode), children[0])).returncode
-    code = code if allocation is None else ended(allocation, code)
+    code = code if allocation is None else told_slurm(allocation, code)
     return code if code >= 0 else 128 - code
 
 
-def ended(allocation, code: int) -> int:
+def told_slurm(allocation, code: int) -> int:
     """How the ranks of a job of Slurm have ended; where that was for the end of its time, the job is queued again.
 
     allocation: moe.slurm.Allocation.
@@ -166,7 +166,7 @@ def listen(server: socket.socket) -> bytes:
     while True:
         with suppress(TimeoutError):
             answer = server.recv(16)
-            return answer if allocation is None or not answer else str(ended(allocation, int(answer))).encode()
+            return answer if allocation is None or not answer else str(told_slurm(allocation, int(answer))).encode()
         if allocation is not None and allocation.time_is_up():
             server.send(bytes([signal.SIGUSR1]))
 
