@@ -1,4 +1,4 @@
-"""A contender in a process of its own, as its users have it: no other one's memory, threads or machine code beside it."""
+"""A contender in a process of its own, as its users have it: no memory, threads or machine code of others beside it."""
 
 import os
 from collections.abc import Callable
