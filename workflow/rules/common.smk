@@ -84,7 +84,7 @@ def warm_up():
 
 def warm_up_group():
     """The same for a group of jobs that a cluster runs as one: at a path of its node, since folders may be shared."""
-    grouped = not workflow.is_main_process and len(workflow.dag_settings.target_jobs) > 1
+    grouped = not workflow.is_main_process and "--local-groupid" in sys.argv  # targets are not known while this is read
     runs_them = ASKED.cores is not None and ASKED.nodes is None  # the innermost snakemake of the job
     if grouped and runs_them and not GPUS and sys.platform == "linux":
         folder = tempfile.mkdtemp(prefix="rerouted-")
