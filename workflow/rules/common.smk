@@ -1,10 +1,7 @@
 # Tables, their checks, and the few helpers that the rules share.
-import atexit
 import json
 import os
-import shutil
 import sys
-import tempfile
 from glob import glob
 from pathlib import Path
 
@@ -21,7 +18,6 @@ from moe.figures.inputs import files_of_metrics
 from moe.publish import COMPRESSED, published_seeds
 from moe.table_files import typed
 from moe.tables import Tables
-from moe.warm import start
 
 config.update(typed(config))
 try:
@@ -74,22 +70,6 @@ def hold_folder():
         folder_lock.acquire(timeout=0)
     except Timeout:
         sys.exit(f"error: another workflow is running in {Path.cwd()}; wait for it, or use another --directory")
-
-
-def warm_up():
-    """On one machine without a GPU the jobs are forked by a process that has imported what they need (moe.warm)."""
-    if HERE and not GPUS and sys.platform == "linux":
-        start(".snakemake/warm.socket")
-
-
-def warm_up_group():
-    """The same for a group of jobs that a cluster runs as one: at a path of its node, since folders may be shared."""
-    grouped = not workflow.is_main_process and "--local-groupid" in sys.argv  # targets are not known while this is read
-    runs_them = ASKED.cores is not None and ASKED.nodes is None  # the innermost snakemake of the job
-    if grouped and runs_them and not GPUS and sys.platform == "linux":
-        folder = tempfile.mkdtemp(prefix="rerouted-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        start(f"{folder}/warm.socket")
 
 
 def spec_of(wildcards):

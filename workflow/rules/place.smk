@@ -1,4 +1,9 @@
 # Where jobs run: on this machine or a cluster, on how many GPUs and nodes.
+import atexit
+import shutil
+import tempfile
+
+from moe.warm import start
 
 GPUS = len(glob(os.path.join(os.sep, "dev", "nvidia[0-9]*"))) if config["gpus"] == "auto" else config["gpus"]
 # Whether the jobs run on this machine: a cluster has a number of jobs, and no cores. Snakemake says it after parsing.
@@ -27,3 +32,19 @@ def known_hardware():
         names = ", ".join(sorted(path.stem for path in (tables.folder / "hardware").glob("*.yaml")))
         raise ValueError(f"config/config.yaml, key hardware: none is named, expected one of {names}")
     return tables.hardware
+
+
+def warm_up():
+    """On one machine without a GPU the jobs are forked by a process that has imported what they need (moe.warm)."""
+    if HERE and not GPUS and sys.platform == "linux":
+        start(".snakemake/warm.socket")
+
+
+def warm_up_group():
+    """The same for a group of jobs that a cluster runs as one: at a path of its node, since folders may be shared."""
+    grouped = not workflow.is_main_process and "--local-groupid" in sys.argv  # targets are not known while this is read
+    runs_them = ASKED.cores is not None and ASKED.nodes is None  # the innermost snakemake of the job
+    if grouped and runs_them and not GPUS and sys.platform == "linux":
+        folder = tempfile.mkdtemp(prefix="rerouted-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        start(f"{folder}/warm.socket")
