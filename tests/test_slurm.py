@@ -154,21 +154,23 @@ def test_ranks_of_two_nodes_find_each_other(cluster, corpus, tmp_path):  # noqa:
 
 
 @pytest.mark.promise("A job of Slurm at its wall time: warned, queued again, the same numbers")
-def test_a_job_at_its_wall_time_goes_on_however_often(cluster, corpus, whole, tmp_path):  # noqa: F811
-    """Started alone, and by a warm process, as in a group of jobs."""
-    words = {}
-    for name in ("alone", "warm"):
-        words[name] = command(write_spec(tmp_path / name, **LONG), corpus)
-    socket = tmp_path / "warm.socket"
-    code = f"import os, subprocess, sys; from moe.warm import start; os.chdir({str(tmp_path)!r}); start('warm.socket');"
-    words["warm"] = [sys.executable, "-c", f"{code} sys.exit(subprocess.run(sys.argv[1:]).returncode)", *words["warm"]]
+@pytest.mark.parametrize("how", ["alone", "forked"])
+def test_a_job_at_its_wall_time_goes_on_however_often(how, cluster, corpus, whole, tmp_path):  # noqa: F811
+    folder = write_spec(tmp_path / "run", **LONG)
+    line = command(folder, corpus)
+    if how == "forked":  # by a warm process, as in a group of jobs
+        start = (
+            f"import os, subprocess, sys; from moe.warm import start; os.chdir({str(tmp_path)!r}); start('w.socket')"
+        )
+        line = [sys.executable, "-c", f"{start}; sys.exit(subprocess.run(sys.argv[1:]).returncode)", *line]
     # a minute is the shortest limit: warned 50 to 55 seconds before its end, the job has a few seconds a turn
-    jobs = {name: cluster.submit(line, "--time=1", REROUTED_WARNING="53") for name, line in words.items()}
-    for name, job in jobs.items():
-        assert cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", seconds=300) == "COMPLETED"
-        assert int(cluster.shown(job, "Restarts")) >= 1, "it was to be stopped at least once"
-        assert_same_to_the_bit(whole, tmp_path / name)
-    assert "moe.train: process" in Path(f"{socket}.log").read_text(), "the warm process was asked"
+    said = {"REROUTED_WARNING": "53", "MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    job = cluster.submit(line, "--time=1", **said)
+    assert cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", seconds=300) == "COMPLETED"
+    assert int(cluster.shown(job, "Restarts")) >= 1, "it was to be stopped at least once"
+    assert_same_to_the_bit(whole, folder)
+    if how == "forked":
+        assert "moe.train: process" in (tmp_path / "w.socket.log").read_text(), "the warm process was asked"
 
 
 @pytest.mark.promise("A cancelled job of Slurm, submitted again: the same numbers")
