@@ -25,6 +25,8 @@ from test_training import (
     write_spec,
 )
 
+from moe.table_files import read_tsv
+
 ROOT = Path(__file__).parent.parent
 NODES = 2
 LONG = dict(steps=1500, validate_every=500, checkpoint_every=300)  # long enough to be stopped in the middle
@@ -247,3 +249,25 @@ def test_each_job_of_a_workflow_asks_for_what_it_needs(cluster, tmp_path):
     assert len(urgent) == 2 and {job["TimeLimit"] for job in urgent} == {"7"}, "validations, as the config says"
     others = [job for job in jobs if job not in urgent]
     assert {"10"} <= {job["TimeLimit"] for job in others} <= {"10", "60"} and "3" in {job["ProcCnt"] for job in others}
+
+
+@pytest.mark.promise("The workflow on a real Slurm")
+def test_the_whole_workflow_runs_on_the_cluster(cluster, tmp_path):
+    """All of both papers; the jobs of fifteen runs are one of Slurm's, since each takes a second or two."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    there.mkdir()
+    before = len(cluster.completed())
+    rules = ("freeze_run", "train", "finetune", "validate", "validate_domains", "evaluate", "probe")
+    words = ["--groups", *(f"{rule}=runs" for rule in rules), "--group-components", "runs=15", "--cores", "2"]
+    cluster.workflow(there, "all", *words, seconds=580, cluster="{cpus: 2, max_minutes: 10, mem_mb: 1000}")
+    figures = [(row["paper"], row["figure"]) for row in read_tsv(ROOT / "config/figures.tsv")]
+    assert len(figures) > 50 and len(cluster.completed()) - before >= 10
+    for paper, figure in figures:
+        assert (there / f"paper_figures/smoke/{paper}/{figure}.csv").stat().st_size > 50, (paper, figure)
+    # the same numbers as on one machine: routers, runs that match another's compute, fine-tuned runs
+    shutil.copytree(ROOT / "config", here / "config")
+    same = [f"paper_figures/smoke/{name}.csv" for name in ("remoe/table2", "remoe/fig6a", "rmoe/table3")]
+    line = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(here), "--cores", "2", *same]
+    subprocess.run([*line, "--config", "scale=smoke"], env=cluster.environment, cwd=here, check=True, timeout=300)
+    for path in same:
+        assert (here / path).read_text() == (there / path).read_text(), path

@@ -65,8 +65,8 @@ def alive(process):
         return False
 
 
-def ends(process, seconds=20):
-    """Whether a process ends in time."""
+def ends(process, seconds=90):
+    """Whether a process ends in time; files that a killed one closes may have to reach a busy disk first."""
     limit = time.time() + seconds
     while alive(process) and time.time() < limit:
         time.sleep(0.02)
