@@ -23,7 +23,7 @@ include: "workflow/rules/benchmark.smk"
 
 
 check_asked()
-warm_up_group()
+keep_group_together()
 
 
 rule figures:

@@ -269,5 +269,8 @@ def test_the_whole_workflow_runs_on_the_cluster(cluster, tmp_path):
     same = [f"paper_figures/smoke/{name}.csv" for name in ("remoe/table2", "remoe/fig6a", "rmoe/table3")]
     line = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(here), "--cores", "2", *same]
     subprocess.run([*line, "--config", "scale=smoke"], env=cluster.environment, cwd=here, check=True, timeout=300)
+    own = {"seconds_per_step", "memory"}  # of the place where a run was trained
     for path in same:
-        assert (here / path).read_text() == (there / path).read_text(), path
+        tables = [csv.DictReader((place / path).open()) for place in (here, there)]
+        one, other = ([row for row in rows if own.isdisjoint(row.values())] for rows in tables)
+        assert one == other and len(one) > 5, path

@@ -40,11 +40,16 @@ def warm_up():
         start(".snakemake/warm.socket")
 
 
-def warm_up_group():
-    """The same for a group of jobs that a cluster runs as one: at a path of its node, since folders may be shared."""
+def keep_group_together():
+    """In the job of a cluster that is a group of ours: run them here, forked by a warm process, not each as a job step.
+
+    A step costs a start of Snakemake and of Slurm's srun, more than a small training. The socket lies on the node, since
+    the workflow's folder may be shared.
+    """
     grouped = not workflow.is_main_process and "--local-groupid" in sys.argv  # targets are not known while this is read
-    runs_them = ASKED.cores is not None and ASKED.nodes is None  # the innermost snakemake of the job
-    if grouped and runs_them and not GPUS and sys.platform == "linux":
+    if grouped:
+        workflow.localrules(*(rule.name for rule in workflow.rules))
+    if grouped and not GPUS and sys.platform == "linux":
         folder = tempfile.mkdtemp(prefix="rerouted-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         start(f"{folder}/warm.socket")
