@@ -67,6 +67,9 @@ def build_engine(
     if compile:
         torch._dynamo.config.disable = False
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    if ranks == 1 and not config["zero_optimization"]["contiguous_gradients"]:
+        # DeepSpeed would join all gradients, divide them by one, sum them over one rank and copy them back
+        engine.optimizer.buffered_reduce_fallback = lambda *arguments, **options: None
     if compile:
         engine.compile()
     return engine

@@ -45,11 +45,14 @@ def _band(q_BHQC: Tensor, k_BHKC: Tensor, v_BHKC: Tensor, positions_CW: Tensor, 
     """A chunk on a CPU, where PyTorch's masked attention is slower than plain products and a view of their band."""
     shape = q_BHQC.shape
     y_NQC = _BandAttention.apply(*(x.flatten(0, 1) for x in (q_BHQC, k_BHKC, v_BHKC)), positions_CW, dropout)
-    return y_NQC.view(shape)
+    return y_NQC.unflatten(0, shape[:2])
 
 
 class _BandAttention(torch.autograd.Function):
-    """Softmax over the W keys of each query, which lie on a band of the products [N, Q, K]: nothing is masked."""
+    """Softmax over the W keys of each query, which lie on a band of the products [N, Q, K]: nothing is masked.
+
+    Products of few columns (C) and many rows are made as those of few rows: up to five times as fast on a CPU.
+    """
 
     @staticmethod
     def forward(ctx: Any, q_NQC: Tensor, k_NKC: Tensor, v_NKC: Tensor, positions_CW: Tensor, dropout: float) -> Tensor:
@@ -59,21 +62,22 @@ class _BandAttention(torch.autograd.Function):
         kept_NQW, scale = keep(probs_NQW, dropout) if dropout else (None, 1.0)
         ctx.save_for_backward(scaled_NQC, k_NKC, v_NKC, positions_CW, probs_NQW, kept_NQW)
         ctx.scale = scale
-        return (_spread(probs_NQW, kept_NQW) @ v_NKC).mul_(scale)
+        return (v_NKC.mT @ _spread(probs_NQW, kept_NQW).mT).mul_(scale).mT
 
     @staticmethod
     def backward(ctx: Any, grad_NQC: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         q_NQC, k_NKC, v_NKC, positions_CW, probs_NQW, kept_NQW = ctx.saved_tensors
         grad_NQC = grad_NQC * ctx.scale
         spread_NQK = _spread(probs_NQW, kept_NQW)
-        grad_v_NKC = spread_NQK.mT @ grad_NQC
+        grad_v_NCK = grad_NQC.mT @ spread_NQK
         grad_probs_NQW = band(grad_NQC @ v_NKC.mT)
         grad_probs_NQW = grad_probs_NQW.contiguous() if kept_NQW is None else grad_probs_NQW * kept_NQW
         grad_logits_NQW = torch._softmax_backward_data(grad_probs_NQW, probs_NQW, -1, probs_NQW.dtype)
         band(spread_NQK).copy_(grad_logits_NQW)
-        grad_q_NQC = (spread_NQK @ k_NKC).add_(grad_logits_NQW @ positions_CW.T).mul_(q_NQC.shape[-1] ** -0.5)
+        grad_q_NCQ = k_NKC.mT @ spread_NQK.mT
+        grad_q_NQC = (grad_logits_NQW @ positions_CW.T).add_(grad_q_NCQ.mT).mul_(q_NQC.shape[-1] ** -0.5)
         grad_positions_CW = q_NQC.flatten(0, 1).T @ grad_logits_NQW.flatten(0, 1)
-        return grad_q_NQC, spread_NQK.mT @ q_NQC, grad_v_NKC, grad_positions_CW, None
+        return grad_q_NQC, (q_NQC.mT @ spread_NQK).mT, grad_v_NCK.mT, grad_positions_CW, None
 
 
 def band(x_NQK: Tensor) -> Tensor:
@@ -94,12 +98,13 @@ def _spread(x_NQW: Tensor, kept_NQW: Tensor | None) -> Tensor:
 
 
 def keep(like: Tensor, dropout: float) -> tuple[Tensor, float]:
-    """Which places dropout keeps, and what those are multiplied with so that the mean stays.
+    """1 where dropout keeps a place and 0 elsewhere, and what the kept are multiplied with so that the mean stays.
 
+    As numbers of the same kind, since a product with truth values takes five times as long.
     Four places share the 64 bits of one random number, four times as fast as one number each on a CPU; the share that
     is dropped is so a multiple of 2⁻¹⁶.
     """
     dropped = round(dropout * 2**16)
     bits = torch.empty((like.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    kept = bits[: like.numel()].view(like.shape) >= dropped - 2**15
+    kept = torch.ge(bits[: like.numel()].view(like.shape), dropped - 2**15, out=torch.empty_like(like))
     return kept, 2**16 / (2**16 - dropped)
