@@ -253,22 +253,22 @@ def test_each_job_of_a_workflow_asks_for_what_it_needs(cluster, tmp_path):
 
 @pytest.mark.promise("The workflow on a real Slurm")
 def test_the_whole_workflow_runs_on_the_cluster(cluster, tmp_path):
-    """All of both papers; the jobs of fifteen runs are one of Slurm's, since each takes a second or two."""
+    """All of both papers; the jobs of 25 runs are one of Slurm's, since each takes a second or two."""
     here, there = tmp_path / "here", tmp_path / "there"
     there.mkdir()
     before = len(cluster.completed())
     rules = ("freeze_run", "train", "finetune", "validate", "validate_domains", "evaluate", "probe")
-    words = ["--groups", *(f"{rule}=runs" for rule in rules), "--group-components", "runs=15", "--cores", "2"]
-    cluster.workflow(there, "all", *words, seconds=580, cluster="{cpus: 2, max_minutes: 10, mem_mb: 1000}")
+    words = ["--groups", *(f"{rule}=runs" for rule in rules), "--group-components", "runs=25", "--cores", "2"]
+    cluster.workflow(there, "all", *words, seconds=1500, cluster="{cpus: 2, max_minutes: 10, mem_mb: 1000}")
     figures = [(row["paper"], row["figure"]) for row in read_tsv(ROOT / "config/figures.tsv")]
-    assert len(figures) > 50 and len(cluster.completed()) - before >= 10
+    assert len(figures) > 50 and len(cluster.completed()) - before >= 8
     for paper, figure in figures:
         assert (there / f"paper_figures/smoke/{paper}/{figure}.csv").stat().st_size > 50, (paper, figure)
     # the same numbers as on one machine: routers, runs that match another's compute, fine-tuned runs
     shutil.copytree(ROOT / "config", here / "config")
-    same = [f"paper_figures/smoke/{name}.csv" for name in ("remoe/table2", "remoe/fig6a", "rmoe/table3")]
+    same = [f"paper_figures/smoke/{name}.csv" for name in ("remoe/fig6a", "rmoe/table3")]
     line = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(here), "--cores", "2", *same]
-    subprocess.run([*line, "--config", "scale=smoke"], env=cluster.environment, cwd=here, check=True, timeout=300)
+    subprocess.run([*line, "--config", "scale=smoke"], env=cluster.environment, cwd=here, check=True, timeout=600)
     own = {"seconds_per_step", "memory"}  # of the place where a run was trained
     for path in same:
         tables = [csv.DictReader((place / path).open()) for place in (here, there)]
