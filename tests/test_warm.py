@@ -218,6 +218,8 @@ def test_what_would_differ_from_a_fresh_process_is_declined(tmp_path):
         assert "declined: json.tool is none of moe.train" in warm.log()
         assert warm.run(*freeze, OMP_NUM_THREADS="2")[0] == 0
         assert "declined: OMP_NUM_THREADS is 2, not 1" in warm.log()
+        assert warm.run(*freeze, SLURM_JOB_ID="7")[0] == 0
+        assert "declined: SLURM_JOB_ID is 7, not None" in warm.log()
         assert warm.run(*freeze, PYTHONPATH=str(ROOT / "workflow"))[0] == 0
         assert f"declined: PYTHONPATH is {ROOT}" in warm.log() and not warm.jobs()
         assert warm.run(*freeze)[0] == 0 and len(warm.jobs()) == 1

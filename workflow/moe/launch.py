@@ -114,7 +114,8 @@ def told_slurm(allocation, code: int) -> int:
 
 def likeness() -> dict:
     """What a warm process and the one that it stands in for must have in common."""
-    kept = {name: os.environ.get(name) for name in READ_ONCE}
+    # a job of a cluster must not leave its allocation for the machine that it was submitted from
+    kept = {name: os.environ.get(name) for name in (*READ_ONCE, "SLURM_JOB_ID")}
     return kept | {"python": os.path.realpath(sys.prefix), "package": str(Path(__file__).resolve().parent)}
 
 

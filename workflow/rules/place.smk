@@ -35,8 +35,8 @@ def known_hardware():
 
 
 def warm_up():
-    """On one machine without a GPU the jobs are forked by a process that has imported what they need (moe.warm)."""
-    if HERE and not GPUS and sys.platform == "linux":
+    """Jobs of this machine that need no GPU are forked by a process that has imported what they need (moe.warm)."""
+    if workflow.is_main_process and not (HERE and GPUS) and sys.platform == "linux":
         start(".snakemake/warm.socket")
 
 
