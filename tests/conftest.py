@@ -4,6 +4,7 @@ With RELIABILITY=1 a run of the tests rewrites the table in docs/reliability.md:
 """
 
 import os
+from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +16,8 @@ BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
 def pytest_collection_modifyitems(items):
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])  # files of long tests first: nobody shall wait for them at the end
     for item in items:
         for mark in item.iter_markers("promise"):
             item.user_properties += [("promise", mark.args[0]), *mark.kwargs.items()]
