@@ -50,6 +50,7 @@ rule rmoe:
 
 onstart:
     hold_folder()
+    take_off_pace()
     warm_up()
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,23 @@ def test_a_killed_workflow_goes_on_with_the_same_command(finished, tmp_path, rec
         assert (mine / "validation.csv").read_text() == (other / "validation.csv").read_text()
         mine, other = (json.loads((base / "done.json").read_text())["snapshots"] for base in (mine, other))
         assert [s["sha256"] for s in mine.values()] == [s["sha256"] for s in other.values()], run
+
+
+def test_ended_jobs_leave_nothing_that_asks_for_more(tmp_path):
+    """Snakemake's pace for schedulers leaves a thread for each job that has ended, awake once a second."""
+    folder = fresh(tmp_path)
+    runs = [row["run"] for row in read_tsv(folder / "config/runs.tsv") if not row["matches"]][:40]
+    targets = [f"results/smoke/runs/{run}/seed-0/run.yaml" for run in runs]
+    command = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2", *targets, "--config", "scale=smoke"]
+    with (tmp_path / "said.txt").open("w") as said:
+        process = subprocess.Popen(command, env=ENVIRONMENT, cwd=folder, stdout=said, stderr=said)
+    threads = [0]
+    while process.poll() is None:
+        with suppress(OSError):  # it has ended meanwhile
+            threads.append(len(os.listdir(f"/proc/{process.pid}/task")))
+        time.sleep(0.02)
+    assert process.returncode == 0 and all((folder / target).exists() for target in targets)
+    assert 1 <= max(threads) < 20, "for 40 jobs, two at a time"
 
 
 def wait_for_a_job(folder, process):

@@ -11,10 +11,6 @@ ASKED = workflow.resource_settings
 HERE = workflow.is_main_process and ASKED.cores is not None and ASKED.nodes is None
 if GPUS and HERE:
     workflow.register_resource("gpu", max(GPUS, config["ranks"]))  # at most as many trainings at a time
-if HERE and workflow.scheduling_settings is not None:
-    # Snakemake's pace is for schedulers: each ended job leaves a timer that asks every second what to do next, and
-    # after 200 jobs that takes a third of a core.
-    workflow.scheduling_settings.max_jobs_per_timespan = None
 CORES = ASKED.cores if HERE else config["cluster"]["cpus"]  # of the jobs that use all
 SUBMITS = workflow.is_main_process and not HERE  # jobs to a cluster, which wants to know what they take
 NODES = config["nodes"]  # of one training: on several, a launcher each, started inside of the job
@@ -32,6 +28,16 @@ def known_hardware():
         names = ", ".join(sorted(path.stem for path in (tables.folder / "hardware").glob("*.yaml")))
         raise ValueError(f"config/config.yaml, key hardware: none is named, expected one of {names}")
     return tables.hardware
+
+
+def take_off_pace():
+    """On one machine let jobs start whenever there is room.
+
+    Snakemake's pace is for schedulers: each ended job leaves a timer that asks every second what to do next, and after
+    200 jobs that takes a fifth of a core.
+    """
+    if HERE:
+        workflow.scheduler.job_rate_limiter = None
 
 
 def warm_up():
