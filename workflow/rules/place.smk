@@ -34,7 +34,7 @@ def take_off_pace():
     """On one machine let jobs start whenever there is room.
 
     Snakemake's pace is for schedulers: each ended job leaves a timer that asks every second what to do next, and after
-    200 jobs that takes a fifth of a core.
+    200 jobs that had taken 12 % of a core.
     """
     if HERE:
         workflow.scheduler.job_rate_limiter = None
