@@ -1,11 +1,12 @@
 """A process that has imported what the jobs of a workflow need, and forks each of them.
 
 Most of a small job is the import of PyTorch, DeepSpeed, lm-eval or Matplotlib: 1 to 3 seconds. The workflow starts one
-such process where that counts: on one machine without a GPU, for what a cluster's workflow runs itself, in a group's job; `python -m moe.launch 1 MODULE …` then asks it, over a
-socket in the workflow's folder, for a child that runs the module in its stead: with its arguments, environment, folder
-and streams. What a module needs is imported when it is first asked for, so nothing is imported in vain. The process has
-one thread and has computed nothing, so a child is as a fresh process is; whatever could make it another one (see
-`Warm.why_not`) is declined, and moe.launch goes on alone.
+such process where that counts: on one machine without a GPU, for what a cluster's workflow runs itself, and in the job
+of a cluster that is a group of ours; `python -m moe.launch 1 MODULE …` then asks it, over a socket, for a child that
+runs the module in its stead: with its arguments, environment, folder and streams. What a module needs is imported when
+it is first asked for, so nothing is imported in vain. The process has one thread and has computed nothing, so a child
+is as a fresh process is; whatever could make it another one (see `Warm.why_not`) is declined, and moe.launch goes on
+alone.
 
 It ends with its owner, whose end of a pipe is its standard input; its children end with it and with their clients.
 """
