@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from test_training import (
     wait_for,
     write_spec,
 )
+
+from moe.records import StepRecord
 
 SIZE = 8 * 2**20  # bytes of a disk: room for a few checkpoints of a tiny model
 BACKWARDS = """
@@ -72,6 +75,23 @@ def test_a_disk_that_fills_up_costs_nothing_but_time(disk, undisturbed, corpus):
     assert "No space left on device" in said(stderr) or "could not be written" in said(stderr)
     filler.unlink()
     assert_same_to_the_bit(trained(folder, corpus), undisturbed("relu"))
+
+
+@mounts
+def test_a_disk_that_fills_up_under_tensorboard_is_no_traceback(disk, capfd):
+    """Its thread is the first to meet the full disk; the error is raised where a step is appended, and only there."""
+    record = StepRecord(disk / "metrics.csv", ["step", "loss"], 0, disk / "tensorboard")
+    with (disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(bytes(4096))
+    with pytest.raises(OSError, match="No space left"):
+        for step in range(10_000):
+            record.append({"step": step, "loss": 1.0})
+    assert capfd.readouterr().err == ""
+    other = threading.Thread(target=lambda: 1 / 0)
+    other.start()
+    other.join()
+    assert "ZeroDivisionError" in capfd.readouterr().err
 
 
 @pytest.mark.promise("A read-only results folder: one sentence, nothing lost")

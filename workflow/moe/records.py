@@ -3,6 +3,7 @@
 import csv
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class StepRecord:
         if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter  # a second of import that a test need not pay
 
+            threading.excepthook = _leave_to_the_writer
             self.board = SummaryWriter(tensorboard, purge_step=start + 1)
 
     def _rows_before(self, start: int) -> list[list[str]]:
@@ -65,6 +67,12 @@ class StepRecord:
         self.file.close()
         if self.board is not None:
             self.board.close()
+
+
+def _leave_to_the_writer(failure: threading.ExceptHookArgs) -> None:
+    """Print what ended a thread, but not TensorBoard's: its writer raises the same error in the next call."""
+    if not type(failure.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(failure)
 
 
 class _Lines:
