@@ -156,31 +156,37 @@ def test_ranks_of_two_nodes_find_each_other(cluster, corpus, tmp_path):  # noqa:
 
 
 @pytest.mark.promise("A job of Slurm at its wall time: warned, queued again, the same numbers")
-@pytest.mark.parametrize("how", ["alone", "forked"])
-def test_a_job_at_its_wall_time_goes_on_however_often(how, cluster, corpus, whole, tmp_path):  # noqa: F811
-    folder = write_spec(tmp_path / "run", **LONG)
-    line = command(folder, corpus)
-    if how == "forked":  # by a warm process, as in a group of jobs
-        start = (
-            f"import os, subprocess, sys; from moe.warm import start; os.chdir({str(tmp_path)!r}); start('w.socket')"
-        )
-        line = [sys.executable, "-c", f"{start}; sys.exit(subprocess.run(sys.argv[1:]).returncode)", *line]
+def test_a_job_at_its_wall_time_goes_on_however_often(cluster, corpus, request, tmp_path):  # noqa: F811
+    """One that is alone, and one forked by a warm process as in a group of jobs, side by side."""
+    start = f"import os, subprocess, sys; from moe.warm import start; os.chdir({str(tmp_path)!r}); start('w.socket')"
+    warm = [sys.executable, "-c", f"{start}; sys.exit(subprocess.run(sys.argv[1:]).returncode)"]
     # a minute is the shortest limit: warned 50 to 55 seconds before its end, the job has a few seconds a turn
     said = {"REROUTED_WARNING": "53", "MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    job = cluster.submit(line, "--time=1", **said)
-    assert cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", seconds=300) == "COMPLETED"
-    assert int(cluster.shown(job, "Restarts")) >= 1, "it was to be stopped at least once"
-    assert_same_to_the_bit(whole, folder)
-    if how == "forked":
-        assert "moe.train: process" in (tmp_path / "w.socket.log").read_text(), "the warm process was asked"
+    folders = {how: write_spec(tmp_path / how, **LONG) for how in ("alone", "forked")}
+    lines = {"alone": command(folders["alone"], corpus), "forked": [*warm, *command(folders["forked"], corpus)]}
+    jobs = {how: cluster.submit(line, "--time=1", **said) for how, line in lines.items()}
+    whole = request.getfixturevalue("whole")  # trained while the jobs wait for their turns
+    for how, job in jobs.items():
+        assert cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", seconds=300) == "COMPLETED", how
+        assert int(cluster.shown(job, "Restarts")) >= 1, f"{how}: it was to be stopped at least once"
+        assert_same_to_the_bit(whole, folders[how])
+    assert "moe.train: process" in (tmp_path / "w.socket.log").read_text(), "the warm process was asked"
+
+
+@pytest.fixture(scope="module")
+def stopped(cluster, corpus, whole, tmp_path_factory):  # noqa: F811
+    """Two jobs side by side, stopped after their first checkpoints: numbers and folders."""
+    folders = {how: write_spec(tmp_path_factory.mktemp(how), **LONG) for how in ("cancelled", "requeued")}
+    jobs = {how: cluster.submit(command(folder, corpus)) for how, folder in folders.items()}
+    for (how, job), words in zip(jobs.items(), (["scancel"], ["scontrol", "requeue"]), strict=True):
+        cluster.wait_for_file(job, folders[how], "checkpoints/*/step-*")
+        cluster.ask(*words, job)
+    return {how: (job, folders[how]) for how, job in jobs.items()}
 
 
 @pytest.mark.promise("A cancelled job of Slurm, submitted again: the same numbers")
-def test_a_cancelled_job_goes_on_where_it_is_submitted_again(cluster, corpus, whole, tmp_path):  # noqa: F811
-    folder = write_spec(tmp_path / "run", **LONG)
-    job = cluster.submit(command(folder, corpus))
-    cluster.wait_for_file(job, folder, "checkpoints/*/step-*")
-    cluster.ask("scancel", job)
+def test_a_cancelled_job_goes_on_where_it_is_submitted_again(cluster, stopped, corpus, whole):  # noqa: F811
+    job, folder = stopped["cancelled"]
     cluster.wait(job, "CANCELLED")
     assert not (folder / "done.json").exists()
     job = cluster.submit(command(folder, corpus))
@@ -190,15 +196,19 @@ def test_a_cancelled_job_goes_on_where_it_is_submitted_again(cluster, corpus, wh
 
 
 @pytest.mark.promise("A preempted or requeued job of Slurm: the same numbers")
-@pytest.mark.parametrize("how", ["requeue", "preemption"])
-def test_a_job_that_gives_way_goes_on_by_itself(how, cluster, corpus, whole, tmp_path):  # noqa: F811
+def test_a_requeued_job_goes_on_by_itself(cluster, stopped, whole):
+    job, folder = stopped["requeued"]
+    cluster.wait(job, "COMPLETED")
+    assert cluster.shown(job, "Restarts") == "1"
+    assert_same_to_the_bit(whole, folder)
+
+
+@pytest.mark.promise("A preempted or requeued job of Slurm: the same numbers")
+def test_a_preempted_job_goes_on_by_itself(cluster, corpus, whole, tmp_path):  # noqa: F811
     folder = write_spec(tmp_path / "run", **LONG)
     job = cluster.submit(command(folder, corpus))
     cluster.wait_for_file(job, folder, "checkpoints/*/step-*")
-    if how == "requeue":
-        cluster.ask("scontrol", "requeue", job)
-    else:
-        cluster.submit(["sleep", "1"], "--partition=urgent", "--exclusive", f"--nodes={NODES}")
+    cluster.submit(["sleep", "1"], "--partition=urgent", "--exclusive", f"--nodes={NODES}")
     cluster.wait(job, "COMPLETED")
     assert cluster.shown(job, "Restarts") == "1"
     assert_same_to_the_bit(whole, folder)
@@ -234,43 +244,36 @@ def test_a_job_outlives_the_daemon_of_its_node(cluster, corpus, whole, tmp_path)
 
 
 @pytest.mark.promise("The workflow on a real Slurm")
-def test_each_job_of_a_workflow_asks_for_what_it_needs(cluster, tmp_path):
-    """From the login node to tables: three trainings, their validations, a figure, a table, each job by Slurm."""
-    before = len(cluster.completed())
-    targets = ["paper_figures/smoke/remoe/fig3.svg", "paper_figures/smoke/remoe/table6.md"]
-    rules = "{validate: {partition: urgent, minutes: 7}, prepare_corpus: {cpus: 3}}"
-    asked = f"{{cpus: 2, max_minutes: 10, mem_mb: 1000, rules: {rules}}}"
-    cluster.workflow(tmp_path, *targets, seconds=500, cluster=asked)
-    with (tmp_path / "results/smoke/runs/remoe-182m-relu/seed-0/metrics.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 24
-    assert all((tmp_path / target).stat().st_size > 100 for target in targets)
-    jobs = cluster.completed()[before:]
-    urgent = [job for job in jobs if job["Partition"] == "urgent"]
-    assert len(urgent) == 2 and {job["TimeLimit"] for job in urgent} == {"7"}, "validations, as the config says"
-    others = [job for job in jobs if job not in urgent]
-    assert {"10"} <= {job["TimeLimit"] for job in others} <= {"10", "60"} and "3" in {job["ProcCnt"] for job in others}
-
-
-@pytest.mark.promise("The workflow on a real Slurm")
 def test_the_whole_workflow_runs_on_the_cluster(cluster, tmp_path):
-    """All of both papers; the jobs of 25 runs are one of Slurm's, since each takes a second or two."""
+    """From the login node to all tables and figures of both papers, each job by Slurm and as the config asks for it.
+
+    The jobs of 40 runs are one of Slurm's, since each takes a second or two; what validates domains is left alone.
+    """
     here, there = tmp_path / "here", tmp_path / "there"
     there.mkdir()
     before = len(cluster.completed())
-    rules = ("freeze_run", "train", "finetune", "validate", "validate_domains", "evaluate", "probe")
-    words = ["--groups", *(f"{rule}=runs" for rule in rules), "--group-components", "runs=25", "--cores", "2"]
-    cluster.workflow(there, "all", *words, seconds=1500, cluster="{cpus: 2, max_minutes: 10, mem_mb: 1000}")
+    # meanwhile some of the runs on this machine alone: a router each, one that matches another's compute, a fine-tuned
+    shutil.copytree(ROOT / "config", here / "config")
+    runs = ("remoe-182m-relu", "remoe-182m-topk-matched", "rmoe-enwik8-medium-rmoe", "rmoe-900m-rmoe-p128-20b-sft")
+    same = [f"results/smoke/runs/{run}/seed-0/validation.csv" for run in runs]
+    line = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(here), "--cores", "2", *same]
+    prepared = ("prepare_corpus", "make_local_tasks", "prepare_instructions")
+    grouped = ("freeze_run", "train", "finetune", "validate", "evaluate", "probe")
+    words = ["--groups", *(f"{rule}=data" for rule in prepared), *(f"{rule}=runs" for rule in grouped)]
+    words += ["--group-components", "runs=40", "--cores", "2"]
+    rules = "{validate_domains: {partition: short, minutes: 7}, measure_costs: {cpus: 3}}"
+    asked = f"{{cpus: 2, max_minutes: 10, mem_mb: 1000, rules: {rules}}}"
+    with subprocess.Popen([*line, "--config", "scale=smoke"], env=cluster.environment, cwd=here) as alone:
+        cluster.workflow(there, "all", *words, seconds=1500, cluster=asked)
     figures = [(row["paper"], row["figure"]) for row in read_tsv(ROOT / "config/figures.tsv")]
-    assert len(figures) > 50 and len(cluster.completed()) - before >= 8
+    jobs = cluster.completed()[before:]
+    assert len(figures) > 50 and len(jobs) >= 8
     for paper, figure in figures:
         assert (there / f"paper_figures/smoke/{paper}/{figure}.csv").stat().st_size > 50, (paper, figure)
-    # the same numbers as on one machine: routers, runs that match another's compute, fine-tuned runs
-    shutil.copytree(ROOT / "config", here / "config")
-    same = [f"paper_figures/smoke/{name}.csv" for name in ("remoe/fig6a", "rmoe/table3")]
-    line = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(here), "--cores", "2", *same]
-    subprocess.run([*line, "--config", "scale=smoke"], env=cluster.environment, cwd=here, check=True, timeout=600)
-    own = {"seconds_per_step", "memory"}  # of the place where a run was trained
+    short = [job for job in jobs if job["Partition"] == "short"]
+    assert len(short) == 6 and {job["TimeLimit"] for job in short} == {"7"}, "domains, as the config says"
+    assert "3" in {job["ProcCnt"] for job in jobs}, "of measure_costs"
+    assert alone.returncode == 0
     for path in same:
-        tables = [csv.DictReader((place / path).open()) for place in (here, there)]
-        one, other = ([row for row in rows if own.isdisjoint(row.values())] for rows in tables)
-        assert one == other and len(one) > 5, path
+        one, other = (list(csv.DictReader((place / path).open())) for place in (here, there))
+        assert one == other and float(one[-1]["loss"]) > 0, path

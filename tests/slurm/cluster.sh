@@ -72,6 +72,7 @@ CONF
     echo "NodeName=n$node NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 10 + node)) CPUs=4 CoresPerSocket=4 RealMemory=16000" >> "$SLURM_CONF"
   done
   echo "PartitionName=main Nodes=ALL Default=YES DefMemPerCPU=500 PriorityTier=1 PreemptMode=REQUEUE GraceTime=0" >> "$SLURM_CONF"
+  echo "PartitionName=short Nodes=ALL DefMemPerCPU=500 PriorityTier=1 PreemptMode=REQUEUE GraceTime=0" >> "$SLURM_CONF"
   echo "PartitionName=urgent Nodes=ALL DefMemPerCPU=500 PriorityTier=10 PreemptMode=OFF" >> "$SLURM_CONF"
   # a job's own srun does not know where the configuration is
   printf '#!/bin/sh\nexport SLURM_CONF="${SLURM_CONF:-%s}"\nexec %s "$@"\n' "$SLURM_CONF" "$(command -v srun)" > "$base/bin/srun"
