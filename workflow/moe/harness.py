@@ -6,11 +6,11 @@ import os
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
-from lm_eval import evaluator
+from lm_eval import evaluator, utils
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
@@ -23,6 +23,8 @@ from moe.data import Corpus
 from moe.finished import FinishedRun, open_run
 from moe.tasks import Wanted, write_definitions
 from moe.wrong import did_you_mean
+
+utils.env.from_string = cache(utils.env.from_string)  # the harness compiles a task's templates for each document
 
 
 @register_model("rerouted")

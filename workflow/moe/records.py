@@ -30,10 +30,12 @@ class StepRecord:
         self.writer = csv.writer(self.file)
         self.board = None
         if tensorboard is not None:
+            from tensorboard.compat.proto.summary_pb2 import Summary
             from torch.utils.tensorboard import SummaryWriter  # a second of import that a test need not pay
 
             threading.excepthook = _leave_to_the_writer
-            self.board = SummaryWriter(tensorboard, purge_step=start + 1)
+            self.board, self.summary = SummaryWriter(tensorboard, purge_step=start + 1), Summary
+            self.tags = {name: name.replace("_", "/", 1) if name[-1].isdigit() else name for name in columns[1:]}
 
     def _rows_before(self, start: int) -> list[list[str]]:
         with open(self.path, newline="") as file:
@@ -50,10 +52,10 @@ class StepRecord:
         unknown = set(row) - set(self.columns)
         assert not unknown, unknown
         self.writer.writerow(["" if row.get(c) is None else row[c] for c in self.columns])
-        if self.board is not None:
-            for name, value in row.items():
-                if name != "step" and value is not None:
-                    self.board.add_scalar(name.replace("_", "/", 1) if name[-1].isdigit() else name, value, row["step"])
+        if self.board is not None:  # one event a step: one for each scalar takes seven times as long
+            shown = [(tag, row[name]) for name, tag in self.tags.items() if row.get(name) is not None]
+            values = [self.summary.Value(tag=tag, simple_value=value) for tag, value in shown]
+            self.board.file_writer.add_summary(self.summary(value=values), row["step"])
 
     def sync(self) -> None:
         """Have the rows on disk: before a checkpoint that counts on them."""
