@@ -1,6 +1,5 @@
 """Trainings and a workflow on a real Slurm of this machine (tests/slurm/cluster.sh): stopped, and the same numbers."""
 
-import csv
 import getpass
 import os
 import re
@@ -21,6 +20,7 @@ from test_training import (
     assert_same_to_the_bit,
     command,
     corpus,  # noqa: F401 (a fixture)
+    numbers,
     trained,
     write_spec,
 )
@@ -254,8 +254,9 @@ def test_the_whole_workflow_runs_on_the_cluster(cluster, tmp_path):
     before = len(cluster.completed())
     # meanwhile some of the runs on this machine alone: a router each, one that matches another's compute, a fine-tuned
     shutil.copytree(ROOT / "config", here / "config")
-    runs = ("remoe-182m-relu", "remoe-182m-topk-matched", "rmoe-enwik8-medium-rmoe", "rmoe-900m-rmoe-p128-20b-sft")
-    same = [f"results/smoke/runs/{run}/seed-0/validation.csv" for run in runs]
+    names = ("remoe-182m-relu", "remoe-182m-topk-matched", "rmoe-enwik8-medium-rmoe", "rmoe-900m-rmoe-p128-20b-sft")
+    runs = [Path(f"results/smoke/runs/{name}/seed-0") for name in names]
+    same = [str(run / "validation.csv") for run in runs]
     line = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(here), "--cores", "2", *same]
     prepared = ("prepare_corpus", "make_local_tasks", "prepare_instructions")
     grouped = ("freeze_run", "train", "finetune", "validate", "evaluate", "probe")
@@ -273,7 +274,12 @@ def test_the_whole_workflow_runs_on_the_cluster(cluster, tmp_path):
     short = [job for job in jobs if job["Partition"] == "short"]
     assert len(short) == 6 and {job["TimeLimit"] for job in short} == {"7"}, "domains, as the config says"
     assert "3" in {job["ProcCnt"] for job in jobs}, "of measure_costs"
+    limits = [job["TimeLimit"] for job in jobs if job not in short]
+    summed = [limit for limit in limits if int(limit) > 10]  # a group asks for the sum of its jobs' minutes
+    assert {"10"} == set(limits) - set(summed) and len(summed) <= 6, "as the config says, others no more than allowed"
     assert alone.returncode == 0
-    for path in same:
-        one, other = (list(csv.DictReader((place / path).open())) for place in (here, there))
-        assert one == other and float(one[-1]["loss"]) > 0, path
+    for run in runs:
+        one, other = ((place / run / "validation.csv").read_text() for place in (here, there))
+        assert one == other and one.count("\n") > 1, run
+        assert numbers(here / run) == numbers(there / run), run
+    assert len(numbers(there / runs[0])) == 24

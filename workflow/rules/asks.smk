@@ -15,8 +15,9 @@ READ |= {"validate_domains": READ["validate"], "probe_whole": READ["probe"]}
 
 
 def asks(rule, gpu=0, minutes=60, mem_mb=CLUSTER["mem_mb"]):
-    """Resources of a rule: the config's partition and account, GPUs, minutes, memory of a node."""
+    """Resources of a rule: the config's partition and account, GPUs, minutes (no more than allowed), memory of a node."""
     ASKING.append(rule)
+    minutes = minutes if callable(minutes) else min(minutes, CLUSTER["max_minutes"])
     gpu = gpu if GPUS else 0
     asked = {"partition": CLUSTER["partition"], "account": CLUSTER["account"], "gpu": gpu}
     if gpu:
