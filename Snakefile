@@ -55,4 +55,4 @@ onstart:
 
 
 onsuccess:
-    print(WHERE_TO_LOOK)
+    say_where_to_look()

@@ -71,6 +71,8 @@ def test_one_command_makes_every_table_figure_and_verdict(finished):
     for run in [*RUNS, *TUNED]:
         assert re.search(rf"{run} seed 0  .* parameters", said), "the user sees which run is training"
     assert "paper_figures/smoke/claims.md" in said, "the user is told where to look"
+    told = re.findall(r"^(?:Verdicts|Tables and figures): (.*)$", said, re.M)
+    assert len(told) == 2 and all((folder / path).exists() for paths in told for path in paths.split(", "))
 
 
 def test_every_run_leaves_its_record(finished):

@@ -41,12 +41,6 @@ JUDGED, SHOWN = runs_judged(tables.claims, ROWS), [select(figure["runs"], ROWS) 
 USED = [run for run in ROWS if run in sum(SHOWN, JUDGED)]  # the other rows are trained when asked for by name
 MIRROR = ["--mirror", str(Path(config["mirror"]).resolve())] if config["mirror"] else []
 FETCHED = ["--fetched", "results/fetched/benchmarks"] if config["benchmarks"] == "fetch" else []
-WHERE_TO_LOOK = f"""
-Verdicts: paper_figures/{SCALE}/claims.md
-Tables and figures: paper_figures/{SCALE}/remoe, paper_figures/{SCALE}/rmoe
-All of it as one page: snakemake --report report.html
-Training curves: tensorboard --logdir results/{SCALE}/runs
-"""
 
 
 wildcard_constraints:
@@ -59,6 +53,17 @@ wildcard_constraints:
     paper="remoe|rmoe",
     figure="fig[a-z0-9-]+",
     table="(table|extra)[a-z0-9-]+",
+
+
+def say_where_to_look():
+    """What there is to open at this scale: of one paper, if the other was not asked for."""
+    drawn = f"paper_figures/{SCALE}"
+    looks = {"Verdicts": glob(f"{drawn}/claims*.md"), "Tables and figures": glob(f"{drawn}/*moe")}
+    looks = {name: ", ".join(sorted(paths)) for name, paths in looks.items() if paths}
+    looks |= {"All of it as one page": "snakemake --report report.html"} if looks else {}
+    if os.path.isdir(f"results/{SCALE}/runs"):
+        looks["Training curves"] = f"tensorboard --logdir results/{SCALE}/runs"
+    print("", *(f"{name}: {what}" for name, what in looks.items()), "", sep="\n")
 
 
 def hold_folder():

@@ -149,7 +149,7 @@ def short(value: float, position=None) -> str:
 def counts(*axes) -> None:
     """Few, short labels on the x axes, which count steps or tokens."""
     for axis in axes:
-        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))
+        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
         axis.xaxis.set_major_formatter(short)
 
 
