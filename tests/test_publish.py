@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -152,10 +151,8 @@ def test_snakemake_redraws_from_the_published_folder_and_trains_nothing(publishe
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     command = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path), "--cores", "2"]
     command += ["--workflow-profile", str(ROOT / "profiles/default"), "figures", "--config", "results=published"]
-    began = time.time()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert time.time() - began < 120
     assert not (tmp_path / "results/laptop").exists() and not (tmp_path / "results/corpora").exists()
     again, before = tmp_path / "paper_figures/laptop", published[0] / "paper_figures/laptop"
     assert pd.read_csv(again / "claims.csv")["verdict"].equals(pd.read_csv(before / "claims.csv")["verdict"])
