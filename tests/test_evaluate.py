@@ -112,6 +112,16 @@ def test_choices_of_one_token_share_a_forward_pass_and_equal_requests_are_comput
     assert ours.loglikelihood(asked) == first and passes == [1, 2]
 
 
+def test_the_head_is_made_for_the_wanted_places_alone():
+    model, rows = tiny_model(), []
+    model.head.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    scoring.score(model, [([1, 2, 3, 4], [5]), ([6, 7], [8, 9]), ([6, 7], [8])], **LIMITS)
+    assert sum(rows) == 1 + 2 + 1  # and [6, 7] is another input than [6, 7, 8]
+    rows.clear()
+    scoring.generate(model, [[1, 2, 3], [4]], stop=lambda _: False, tokens=2, **LIMITS)
+    assert rows == [2, 2]
+
+
 def test_ids_that_no_text_has_are_never_the_greedy_ones():
     model = tiny_model()
     with torch.no_grad():

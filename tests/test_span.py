@@ -195,6 +195,13 @@ def test_activation_checkpointing_changes_no_loss_no_gradient_and_no_cache():
     torch.testing.assert_close(*results)
 
 
+def test_logits_of_some_places_are_those_of_all():
+    network, tokens = model(), torch.arange(12).view(2, 6)
+    places_N = torch.tensor([3, 7, 11])
+    some, every = network(tokens, places_N=places_N), network(tokens).flatten(0, 1)
+    torch.testing.assert_close(some, every[places_N])
+
+
 def test_loss_is_the_mean_cross_entropy_of_the_logits():
     one, tokens = model().double().eval(), torch.randint(50, (3, 9))
     one.head.bias.data.normal_()

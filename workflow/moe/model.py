@@ -90,6 +90,7 @@ class Decoder(nn.Module):
         routings: list[Routing] | None = None,
         prompts_B: Tensor | None = None,
         real_BS: Tensor | None = None,
+        places_N: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Next-token logits [B, S, V]; given targets, instead (language-modelling loss, router loss), nats per token.
 
@@ -97,6 +98,7 @@ class Decoder(nn.Module):
         prompts_B: at inference, how many tokens of each sequence are its prompt, for routers that route it once.
         real_BS: which tokens are no padding. Padding is routed to no expert and enters no router's loss (but for a
             router that merges experts by segments of whole sequences); targets of IGNORED are in no loss.
+        places_N: tokens, counted through all sequences, whose logits alone are wanted: then [N, V].
         """
         sequences, kept_T = Sequences(tokens_BS, prompts_B), None
         if real_BS is not None and self.router is not None and not self.router.gates.merges:
@@ -116,7 +118,7 @@ class Decoder(nn.Module):
                     routings.append(routing)
         x_BSD = self.norm(x_BSD)
         if targets_BS is None:
-            return self.head(x_BSD)
+            return self.head(x_BSD if places_N is None else x_BSD.flatten(0, 1).index_select(0, places_N))
         x_TD, targets_T = x_BSD.flatten(0, 1), targets_BS.flatten()
         if real_BS is not None:
             asked_T = (targets_T != IGNORED).nonzero()[:, 0]

@@ -81,8 +81,10 @@ def score(
     bar = progress(describe, len(asked), "sequence")
     for batch in batches(list(asked), batch_tokens):
         prompts_B = torch.tensor([prompt for _, prompt in batch], device=device) if prompts_matter else None
-        logits_BSV = model(padded([list(tokens) for tokens, _ in batch], device), prompts_B=prompts_B)
-        for request, picked, best in read(logits_BSV, batch, asked, vocabulary):
+        tokens_BS = padded([list(tokens) for tokens, _ in batch], device)
+        places_N = torch.tensor(places(batch, asked, tokens_BS.shape[1]), device=device)
+        logits_NV = model(tokens_BS, prompts_B=prompts_B, places_N=places_N)
+        for request, picked, best in read(logits_NV, batch, asked, vocabulary):
             logprobs[request] += picked
             greedy[request] &= best
         bar.update(len(batch))
@@ -90,19 +92,30 @@ def score(
     return [(math.fsum(picked), best) for picked, best in zip(logprobs, greedy, strict=True)]
 
 
+def places(batch: list[Input], asked: Asked, length: int) -> list[int]:
+    """Where the logits for a batch's targets stand, counted through its rows of `length` tokens.
+
+    Of each input as many of its last tokens as the longest piece asked of it has targets: the head of a model is made
+    for these alone, since it would be the largest part of a model with many words.
+    """
+    found = []
+    for row, given in enumerate(batch):
+        end = row * length + len(given[0])
+        found += range(end - max(len(piece) for _, piece in asked[given]), end)
+    return found
+
+
 def read(
-    logits_BSV: Tensor, batch: list[Input], asked: Asked, vocabulary: int | None
+    logits_NV: Tensor, batch: list[Input], asked: Asked, vocabulary: int | None
 ) -> Iterator[tuple[int, list[float], bool]]:
-    """What a batch says of each piece asked of its inputs: request, log-probability of each target, all greedy?"""
-    sequences, positions, rows, targets = [], [], [], []
-    for sequence, given in enumerate(batch):
-        longest, end = max(len(piece) for _, piece in asked[given]), len(given[0])
-        sequences += [sequence] * longest
-        positions += range(end - longest, end)
+    """What the logits at `places` say of each piece asked: request, log-probability of each target, all greedy?"""
+    rows, targets, stop = [], [], 0
+    for given in batch:
+        stop += max(len(piece) for _, piece in asked[given])
         for _, piece in asked[given]:
-            rows += range(len(positions) - len(piece), len(positions))
+            rows += range(stop - len(piece), stop)
             targets += piece
-    logits_NV = logits_BSV[sequences, positions].float()
+    logits_NV = logits_NV.float()
     best = logits_NV[:, :vocabulary].argmax(-1)[rows].tolist()
     picked = logits_NV.log_softmax(-1)[rows, targets].tolist()
     start = 0
@@ -140,9 +153,9 @@ def generate(
             # what is left in the window of each row's context, which is its prompt
             prompts = [max(1, len(row) - len(said[i])) for i, row in zip(live, rows, strict=True)]
             prompts_B = torch.tensor(prompts, device=device) if merges(model) else None
-            logits_BSV = model(padded(rows, device), prompts_B=prompts_B)
-            last_B = torch.tensor([len(row) - 1 for row in rows], device=device)
-            logits_BV = logits_BSV[torch.arange(len(rows), device=device), last_B]
+            tokens_BS = padded(rows, device)
+            last = [i * tokens_BS.shape[1] + len(row) - 1 for i, row in enumerate(rows)]
+            logits_BV = model(tokens_BS, prompts_B=prompts_B, places_N=torch.tensor(last, device=device))
             for row, token in zip(live, logits_BV[:, :vocabulary].argmax(-1).tolist(), strict=True):
                 said[row].append(token)
             live = [row for row in live if not stop(said[row])]

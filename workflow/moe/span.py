@@ -66,6 +66,7 @@ class SpanDecoder(nn.Module):
         routings: list[Routing] | None = None,
         prompts_B: Tensor | None = None,
         cache: list[Tensor] | None = None,
+        places_N: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """As Decoder.forward; the text before the block is what `cache` holds of it.
 
@@ -94,7 +95,7 @@ class SpanDecoder(nn.Module):
         if cache is not None:
             cache[:] = left
         if targets_BS is None:
-            return self.head(x_BSD)
+            return self.head(x_BSD if places_N is None else x_BSD.flatten(0, 1).index_select(0, places_N))
         loss = head_loss(x_BSD.flatten(0, 1), self.head.weight, targets_BS.flatten(), self.head.bias)
         return loss, router_loss
 
