@@ -261,3 +261,15 @@ def test_a_fresh_clone_has_everything_to_do(tmp_path):
     assert planned["train"] == len(RUNS) and planned["finetune"] == len(TUNED)
     assert planned["freeze_run"] == len(RUNS) + len(TUNED) and planned["prepare_instructions"] == 1
     assert planned["draw_figure"] + planned["draw_table"] == len(FIGURES)
+    assert "measure_precision" not in planned
+
+
+def test_a_precision_that_is_left_to_the_machine_is_measured_on_it(tmp_path):
+    scale = fresh(tmp_path) / "config/scales/smoke.yaml"
+    scale.write_text(re.sub(r"\n *precision: float32[^\n]*", "", scale.read_text()))
+    run = "results/smoke/runs/remoe-182m-topk/seed-0/done.json"
+    snakemake(tmp_path, run)
+    measured = json.loads((tmp_path / "results/smoke/precision.json").read_text())
+    seconds = measured["seconds"]
+    assert set(seconds) == {"float32", "bfloat16"} and measured["precision"] == min(seconds, key=seconds.get)
+    assert json.loads((tmp_path / run).read_text())["precision"] == measured["precision"]

@@ -28,7 +28,8 @@ def parser_of_training(description: str) -> argparse.ArgumentParser:
     parser.add_argument("run", type=Path, help="run.yaml of a run; everything is written beside it")
     parser.add_argument("--corpus", type=Path, required=True, help="folder of the prepared corpus")
     parser.add_argument("--log", type=Path, help="a file for what is printed, besides the terminal")
-    parser.add_argument("--precision", type=Path, help="precision.json that measured the faster one on this machine")
+    told = "precision.json that measured the faster one on this machine"
+    parser.add_argument("--precision", type=Path, nargs="?", help=told)
     return parser
 
 

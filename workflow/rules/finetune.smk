@@ -48,7 +48,7 @@ rule finetune:
         base=base_of,
         instructions=instructions_of,
         corpus=corpus_of,
-        precision="results/{scale}/precision.json",
+        precision=precision_of,
     output:
         metrics="results/{scale}/runs/{run}/seed-{seed}/metrics.csv",
         done="results/{scale}/runs/{run}/seed-{seed}/done.json",

@@ -19,6 +19,12 @@ def instructions_of(wildcards):
     return [f"{made}/{spec['finetune']['instructions']}/manifest.json"] if "finetune" in spec else []
 
 
+def precision_of(wildcards):
+    """Which precision is faster here, for a run that leaves it to the machine; nothing for the others."""
+    left = tables.spec(wildcards.run)["training"].get("precision", "auto") == "auto"
+    return [f"results/{SCALE}/precision.json"] if left else []
+
+
 def fetched_instructions(wildcards):
     """What an instruction set from the hub needs first; the others need nothing."""
     hub = tables.instructions[wildcards.instructions]["kind"] == "hub"

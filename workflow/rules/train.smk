@@ -38,7 +38,7 @@ rule train:
     input:
         run="results/{scale}/runs/{run}/seed-{seed}/run.yaml",
         corpus=corpus_of,
-        precision="results/{scale}/precision.json",
+        precision=precision_of,
     output:
         metrics="results/{scale}/runs/{run}/seed-{seed}/metrics.csv",
         done="results/{scale}/runs/{run}/seed-{seed}/done.json",
