@@ -50,7 +50,19 @@ BAD = {
         {"split": {"kind": "positions", "train": 9, "valid": 1, "test": 1}},
         "split by positions with tokenizer bpe, expected positions with tokenizer byte-values, files with",
     ),
-    "words by hash": ({"tokenizer": {"kind": "words"}}, "split by hash with tokenizer words, expected positions with"),
+    "words by hash": ({"tokenizer": {"kind": "words"}}, "or neither; words of documents need tokenizer.vocabulary"),
+    "too few words": (
+        {"tokenizer": {"kind": "words", "vocabulary": 2}},
+        "vocabulary is 2, expected at least 3 .a word",
+    ),
+    "words without a number": ({"tokenizer": {"kind": "words", "vocabulary": "4k"}}, "vocabulary is '4k', expected at"),
+    "some words of files": (
+        {
+            "tokenizer": {"kind": "words", "vocabulary": 99},
+            "split": {"kind": "files", "train": ["a"], "valid": ["b"], "test": ["c"]},
+        },
+        "tokenizer.vocabulary is 99, expected none: with a split by files all words count",
+    ),
     "split without patterns": (
         {"tokenizer": {"kind": "words"}, "split": {"kind": "files", "train": "a.txt", "valid": ["b"], "test": ["c"]}},
         "split.train is 'a.txt', expected a list of file patterns",
@@ -87,6 +99,7 @@ def test_a_wrong_definition_is_one_sentence(case):
 
 # what fits together only in part, a schema for readers and editors need not say
 TOGETHER = {"placeholder", "split of running text", "words by hash", "words of local text", "one file by hash"}
+TOGETHER |= {"some words of files"}
 TOGETHER |= {"exact of documents", "prefix of a branch", "neither split nor files"}
 
 

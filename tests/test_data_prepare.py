@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,23 @@ def test_the_manifest_counts_what_is_there(prepared, kind):
     assert corpus.domains == ["a", "b"]
     assert corpus.tokens("train").dtype == np.uint16
     assert corpus.vocabulary == {"bytes": 257, "bpe": 300}[kind]
+
+
+def test_words_of_documents_are_the_frequent_ones_of_the_training_text(tmp_path):
+    texts = write_texts(tmp_path / "texts")
+    words = {"kind": "words", "vocabulary": 7, "sample_mb": 1}
+    prepare(definition(tmp_path / "texts", words), tmp_path / "words", workers=1)
+    corpus = Corpus(tmp_path / "words")
+    corpus.verify()
+    train = [text for text, _ in texts if split_of(text, SPLIT) == "train"]
+    kept = {word for word, _ in Counter(word for text in train for word in text.split()).most_common(5)}
+    expected = [" ".join(w if w in kept else "<unk>" for w in text.split()) for text, _ in texts]
+    found = {text.removesuffix(" \n") for _, text, _ in documents(corpus)}
+    assert not found ^ set(expected)  # a difference of long lists would take pytest minutes to print
+    assert (corpus.vocabulary, corpus.end_of_text) == (7, 0)
+    assert corpus.tokenizer.encode("expert\nrouter\n").count(0) == 2, "an end of line is a token"
+    with pytest.raises(ValueError, match="10 different words only: choose at most 12 or a larger sample_mb"):
+        prepare(definition(tmp_path / "texts", words | {"vocabulary": 13}), tmp_path / "more", workers=1)
 
 
 def test_the_same_text_gives_the_same_bytes_from_another_folder(prepared, tmp_path):

@@ -30,15 +30,17 @@ TOKENIZERS = {
         {"file": "tokenizer.json", "end_of_text": "<|endoftext|>"},
     ),
     "byte-values": ({}, {}),
-    "words": ({}, {}),
+    "words": ({}, {"vocabulary": None, "sample_mb": 64}),
 }
-# kind of split -> the tokenizer that goes with it: text that runs on, without documents (moe/data/running.py)
+# kind of split -> the tokenizer that goes with it: text that runs on, without documents (moe/data/running.py);
+# words go with documents, too, where it is said how many
 RUNNING = {"positions": "byte-values", "files": "words"}
 EXACT = ({"bytes": int, "sha1": str}, {"prefix": False})
 SPLITS = ("train", "valid", "test")
 SPLIT_WEIGHTS = {"train": 969, "valid": 30, "test": 1}  # ReMoE's, in thousandths
 LOCAL_DOMAINS = ("python", "cpp", "prose", "examples")
 SMALLEST_BPE = 257  # every byte and the end of text
+FEWEST_WORDS = 3  # a word, the end of a line, and what stands for the others
 
 
 def load_definition(path):
@@ -72,7 +74,9 @@ def check(definition, *, where="corpus definition"):
     if source["kind"] == "local":
         _check_local(source, f"{where}: source")
     if tokenizer["kind"] == "bpe":
-        _check_bpe(tokenizer, f"{where}: tokenizer")
+        _check_trained(tokenizer, f"{where}: tokenizer", SMALLEST_BPE, "256 bytes and the end of text")
+    if tokenizer["kind"] == "words" and tokenizer["vocabulary"] is not None:
+        _check_trained(tokenizer, f"{where}: tokenizer", FEWEST_WORDS, "a word, the end of a line and the unknown one")
     if source["kind"] == "hub":
         _check_positive(source["limit_bytes"], f"{where}: source.limit_bytes")
     for key in ("patterns", "files"):
@@ -131,12 +135,10 @@ def _check_local(source, where):
     _check_positive(source["limit_mb"], f"{where}.limit_mb")
 
 
-def _check_bpe(tokenizer, where):
-    if tokenizer["vocabulary"] < SMALLEST_BPE:
-        raise ValueError(
-            f"{where}.vocabulary is {tokenizer['vocabulary']}, expected at least {SMALLEST_BPE}"
-            " (256 bytes and the end of text)"
-        )
+def _check_trained(tokenizer, where, fewest, which):
+    size = tokenizer["vocabulary"]
+    if isinstance(size, bool) or not isinstance(size, int) or size < fewest:
+        raise ValueError(f"{where}.vocabulary is {size!r}, expected at least {fewest} ({which})")
     if tokenizer["sample_mb"] is None:
         raise ValueError(f"{where}.sample_mb is empty, expected a number of megabytes")
     _check_positive(tokenizer["sample_mb"], f"{where}.sample_mb")
@@ -151,11 +153,17 @@ def _check_positive(value, where):
 
 def _check_running(source, tokenizer, split, where):
     """A split by positions or by files, its tokenizer and its source fit each other; files become the source's own."""
-    kind = split.get("kind")
-    if RUNNING.get(kind) != (tokenizer["kind"] if tokenizer["kind"] in RUNNING.values() else None):
+    kind, told = split.get("kind"), tokenizer.get("vocabulary")
+    if tokenizer["kind"] == "words" and kind == "files" and told is not None:
+        raise ValueError(
+            f"{where}: tokenizer.vocabulary is {told!r}, expected none: with a split by files all words count"
+        )
+    running = tokenizer["kind"] in RUNNING.values() and (tokenizer["kind"] != "words" or told is None)
+    if RUNNING.get(kind) != (tokenizer["kind"] if running else None):
         pairs = ", ".join(f"{one} with tokenizer {other}" for one, other in RUNNING.items())
         found = f"split by {kind or 'hash'} with tokenizer {tokenizer['kind']}"
-        raise ValueError(f"{where}: {found}, expected {pairs}, or neither")
+        hint = "; words of documents need tokenizer.vocabulary" if tokenizer["kind"] == "words" and not kind else ""
+        raise ValueError(f"{where}: {found}, expected {pairs}, or neither{hint}")
     if source["kind"] == "file" and kind != "positions":
         raise ValueError(f"{where}: source.kind is 'file', expected with a split by positions, which one file has")
     if kind == "files":

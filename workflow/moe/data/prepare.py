@@ -122,13 +122,14 @@ def verified_files(fetched, name):
 
 
 def open_tokenizer(definition, documents, *, fetched=None):
-    """tokenizer.Text of a checked definition; a BPE is trained on training documents only."""
+    """tokenizer.Text of a checked definition; a BPE, or words, are of training documents only."""
     options = definition["tokenizer"]
     if options["kind"] == "bytes":
         return tokenization.byte_tokenizer()
-    if options["kind"] == "bpe":
+    if options["kind"] in ("bpe", "words"):
         sample = sample_documents(documents, definition["split"], int(options["sample_mb"] * 1_000_000))
-        return tokenization.train_bpe(sample, vocabulary=options["vocabulary"])
+        train = {"bpe": tokenization.train_bpe, "words": tokenization.train_words}[options["kind"]]
+        return train(sample, vocabulary=options["vocabulary"])
     if options["kind"] == "file":
         return tokenization.load_tokenizer(options["path"], end_of_text=options["end_of_text"])
     if fetched is None:

@@ -5,6 +5,7 @@ loader. An end-of-text string inside a document is text, never the token (`encod
 """
 
 import json
+from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 
@@ -101,6 +102,26 @@ def train_bpe(texts, *, vocabulary):
     return Text(tokenizer, 0)
 
 
+def train_words(texts, *, vocabulary):
+    """The `vocabulary` most frequent words of an iterator of str, END_OF_LINE and UNKNOWN among them (ids 0 and 1).
+
+    As word_tokenizer; any other word is UNKNOWN, as WikiText's own files have it. An end of line ends a text, too.
+    Errors: ValueError where the texts have fewer words.
+    """
+    seen = Counter()
+    for text in texts:
+        seen.update(text.split())
+    for word in (END_OF_LINE, UNKNOWN):
+        seen.pop(word, None)
+    if len(seen) + 2 < vocabulary:
+        raise ValueError(
+            f"tokenizer.vocabulary is {vocabulary}, but the training text has {len(seen)} different words only:"
+            f" choose at most {len(seen) + 2} or a larger sample_mb"
+        )
+    words = [END_OF_LINE, UNKNOWN, *(word for word, _ in seen.most_common(vocabulary - 2))]
+    return word_tokenizer({word: i for i, word in enumerate(words)})
+
+
 def load_tokenizer(path, *, end_of_text=END_OF_TEXT):
     """A given tokenizer.json; ValueError where it is missing, damaged, or lacks `end_of_text`."""
     path = Path(path).expanduser()
@@ -130,11 +151,13 @@ def coverage(text):
     """A function (texts, ids) -> None | str: the first piece of text that the tokenizer does not know.
 
     Byte-level tokenizers know everything. Others answer an unknown piece with their unknown token,
-    or (BPE without one) drop it in silence, which only a look at the characters shows.
+    or (BPE without one) drop it in silence, which only a look at the characters shows. A tokenizer of words
+    (train_words) leaves the rare ones out by its nature: nothing is amiss.
     """
     model = json.loads(text.tokenizer.to_str())["model"]
     vocabulary = text.tokenizer.get_vocab(with_added_tokens=False)
-    if model.get("byte_fallback") or all(letter in vocabulary for letter in byte_letters()):
+    whole = model.get("byte_fallback") or all(letter in vocabulary for letter in byte_letters())
+    if whole or (model["type"] == "WordLevel" and END_OF_LINE in vocabulary):
         return lambda texts, ids: None
     name = model.get("unk_token")
     if name is None and isinstance(model.get("unk_id"), int):  # Unigram counts instead of naming
