@@ -228,14 +228,15 @@ def _scores(run, seed, snapshots, tasks, shift, given, rng, place) -> None:
     rows, samples = [], []
     for label in snapshots:
         for task, documents in {**tasks, **dict.fromkeys(given, 25)}.items():
-            right = rng.random(documents) < (given[task] / 100 if task in given else 0.3 + shift)
+            right = rng.random(documents) < 0.3 + shift
+            right = np.full(documents, given[task] / 100) if task in given else right  # as printed: documents are alike
             value = given[task] / 100 if task in given else right.mean()
             rows.append(
                 {"run": run["run"], "seed": seed, "snapshot": label, "task": task, "metric": "acc", "value": value}
                 | {"stderr": 0.1, "documents": documents, "shots": 0, "source": "local"}
             )
             samples += [
-                {"snapshot": label, "task": task, "metric": "acc", "document": d, "value": int(v)}
+                {"snapshot": label, "task": task, "metric": "acc", "document": d, "value": float(v)}
                 for d, v in enumerate(right)
             ]
     pd.DataFrame(rows).to_csv(place / "scores.csv", index=False)

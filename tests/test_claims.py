@@ -149,6 +149,69 @@ def test_one_seed_pairs_the_documents_of_every_task(tmp_path):
 
 
 def test_the_papers_tasks_count_alone_where_any_ran(tmp_path):
+def answered(run, share, task="local_cloze", alike=False):
+    """Answers of one task, drawn anew for every seed, or the same in all; the task's score follows."""
+    for path in sorted(Path(run["folder"]).glob("seed-*/samples.csv")):
+        samples, scores = pd.read_csv(path), pd.read_csv(path.with_name("scores.csv"))
+        rows = samples["task"] == task
+        rng = np.random.default_rng(0 if alike else int(path.parent.name[-1]))
+        samples.loc[rows, "value"] = (rng.random(rows.sum()) < share).astype(float)
+        scores.loc[scores["task"] == task, "value"] = samples.loc[rows, "value"].mean()
+        samples.to_csv(path, index=False)
+        scores.to_csv(path.with_name("scores.csv"), index=False)
+
+
+def answers(run):
+    """Answers to local_cloze in %, documents as rows, seeds as columns."""
+    paths = sorted(Path(run["folder"]).glob("seed-*/samples.csv"))
+    each = [frame[frame["task"] == "local_cloze"].set_index("document")["value"] for frame in map(pd.read_csv, paths)]
+    return 100 * pd.concat(each, axis=1).to_numpy()
+
+
+def cloze(folder, shares, alike):
+    """Two runs of three seeds that were asked local_cloze alone, and the measured difference of their accuracy."""
+    options = dict(tasks={"local_cloze": 50}, seeds=(0, 1, 2))
+    runs = [make_run(folder / n, remoe(n, n), **options) for n in ("relu", "topk")]
+    for run, share in zip(runs, shares, strict=True):
+        answered(run, share, alike=alike)
+    return runs, compare(*runs, "mean_accuracy", "30B", set())
+
+
+def test_seeds_that_answer_alike_are_as_sure_as_the_documents_allow(tmp_path):
+    runs, measured = cloze(tmp_path, (0.5, 0.55), alike=True)
+    differences = answers(runs[0]) - answers(runs[1])
+    assert (differences == differences[:, :1]).all() and differences.any(), "each seed says the same"
+    assert measured.difference == pytest.approx(differences.mean()) and measured.difference < 0
+    assert measured.half == pytest.approx(1.959964 * stats.sem(differences[:, 0]), rel=1e-5)
+    assert side(measured.difference, measured.half, 1) == INCONCLUSIVE
+    assert "(±0) and the evaluation text's" in measured.uncertainty and "alike" not in measured.note
+
+
+def test_seeds_and_documents_are_added_in_quadrature(tmp_path):
+    runs, measured = cloze(tmp_path, (0.3, 0.7), alike=False)
+    differences = answers(runs[0]) - answers(runs[1])
+    _, seeds = mean_interval(differences.mean(axis=0))
+    text = 1.959964 * stats.sem(differences.mean(axis=1))
+    assert seeds > 0 and measured.half == pytest.approx(np.hypot(seeds, text), rel=1e-5)
+    assert side(measured.difference, measured.half, -1) == HOLDS
+
+
+def test_a_task_that_all_runs_answer_alike_is_named(tmp_path):
+    _, measured = cloze(tmp_path, (0.5, 0.5), alike=True)
+    assert (measured.difference, measured.half) == (0, 0)
+    assert measured.note.endswith("; all runs compared answer local_cloze/acc alike, document by document")
+
+
+def test_windows_of_the_text_count_with_several_seeds_too(tmp_path):
+    left, right = pair(tmp_path, 0.1, (0, 1))
+    noise = 0.05 * np.random.default_rng(1).normal(size=64)
+    for path in sorted(Path(left["folder"]).glob("seed-*/validation_windows.csv")):
+        frame = pd.read_csv(path)
+        frame.assign(loss=frame["loss"] + noise).to_csv(path, index=False)  # the same in both seeds
+    measured = compare(left, right, "valid_loss", "30B", set())
+    assert measured.half == pytest.approx(1.959964 * stats.sem(noise), rel=1e-5)
+
+
     tasks = {"arc_easy": 40, "lambada_openai": 40, "local_cloze": 40}
     left = make_run(tmp_path / "l", remoe("relu", "ReMoE"), tasks=tasks, shift=0.2)
     right = make_run(tmp_path / "r", remoe("topk", "dMoE"), tasks=tasks)

@@ -25,8 +25,14 @@ class Measured(NamedTuple):
 
 
 def contrast(left: Terms, right: Terms | float, metric: str, snapshot: str, printed: set[str]) -> Measured:
-    """Σ weight · metric of `left`, less that of `right` (or a number); paired by seed, or over the text of one seed.
+    """Σ weight · metric of `left`, less that of `right` (or a number); paired by seed and over the evaluation text.
 
+    The half-width is √(seeds² + text²). seeds: the t interval of the differences paired by seed. text: the normal
+    interval over windows or documents, where the metric is a mean over such pieces; as all seeds are evaluated on the
+    same text, a piece counts once, with its difference averaged over the seeds, and more seeds do not narrow it. For
+    means over seeds and pieces drawn independently of each other this covers both draws; what is left of a single
+    answer counts twice, on the safe side. Without it three seeds that answer alike would be sure of a difference of a
+    few documents. One seed has the text alone.
     printed: the tasks that the paper reports, for the mean accuracy. Errors: ValueError if the runs have no seed in
     common or a file is missing.
     """
@@ -48,10 +54,18 @@ def contrast(left: Terms, right: Terms | float, metric: str, snapshot: str, prin
         both.append((sum(parts[: len(left)]), -sum(parts[len(left) :]) if reference is None else reference))
     mean, half = mean_interval(a - b for a, b in both)
     means = (mean_interval(a for a, _ in both)[0], mean_interval(b for _, b in both)[0])
+    pieces = [_joined(each, metric, snapshot, tasks) for each in seeds]
+    note = "; ".join(filter(None, [note, _alike(pieces, [METRICS[metric].task] if METRICS[metric].task else tasks)]))
+    error = _text_error(pieces, weights)
     if half is not None:
-        kind = "paired differences" if len(terms) > 1 else "mean"
-        return Measured(*means, mean, half, counted, f"{len(seeds)} seeds; 95 % t interval of the {kind}", note)
-    error = _text_error(seeds[0], weights, metric, snapshot, tasks)
+        said = f"{len(seeds)} seeds; 95 % t interval of the {'paired differences' if len(terms) > 1 else 'mean'}"
+        # Batches of the training are a seed's own, so that its interval has them already.
+        if error is not None and metric != "training_loss":
+            text = NORMAL_95 * error
+            said += f" (±{half:.2g}) and the evaluation text's (±{text:.2g}), in quadrature"
+            half = math.hypot(half, text)
+        return Measured(*means, mean, half, counted, said, note)
+    error = _own_error(seeds[0], weights, metric, snapshot) if error is None else error
     said = "one seed" if counted else "no seed enters"
     if error is None:
         return Measured(*means, mean, None, counted, f"{said}; no uncertainty known", note)
@@ -149,18 +163,47 @@ def _watched(values, seeds, weights, reference) -> tuple[list[list[float | None]
     return filled, note
 
 
-def _text_error(each: list[Record], weights, metric, snapshot, tasks) -> float | None:
-    """Standard error of the weighted sum over windows, documents or batches that all runs of one seed share."""
+def _joined(each: list[Record], metric: str, snapshot: str, tasks: list[str]) -> list:
+    """The pieces that all runs of one seed share, a frame a task (pieces as rows, runs as columns); empty: unknown."""
     import pandas as pd
 
     pieces = [_pieces(record, metric, snapshot, tasks) for record in each]
-    if all(pieces):
-        joined = [pd.concat(some, axis=1, join="inner") for some in zip(*pieces, strict=True)]
-        return paired_error([frame.to_numpy(float) @ weights for frame in joined])
+    if not all(pieces):
+        return []
+    return [pd.concat(some, axis=1, join="inner") for some in zip(*pieces, strict=True)]
+
+
+def _text_error(pieces: list[list], weights: list[float]) -> float | None:
+    """Standard error of the weighted sum over windows, documents or batches, each averaged over the seeds first.
+
+    pieces: for each seed a frame a task, as `_joined` gives them. None where there are none.
+    """
+    import pandas as pd
+
+    if not all(pieces):
+        return None
+    sums = [[frame @ weights for frame in tasks] for tasks in pieces]
+    return paired_error([pd.concat(some, axis=1, join="inner").mean(axis=1) for some in zip(*sums, strict=True)])
+
+
+def _own_error(each: list[Record], weights: list[float], metric: str, snapshot: str) -> float | None:
+    """Standard error of the weighted sum where the metric says its own for each run, as speeds do; else None."""
     errors = [METRICS[metric].error and METRICS[metric].error(record, snapshot) for record in each]
     if any(error is None for error in errors):
         return None
     return math.sqrt(sum((weight * error) ** 2 for weight, error in zip(weights, errors, strict=True)))
+
+
+def _alike(pieces: list[list], tasks: list[str]) -> str:
+    """Which tasks' documents all runs compared answer alike in each seed: these cannot tell the runs apart."""
+    if not tasks or not all(pieces) or pieces[0][0].shape[1] < 2:
+        return ""
+    same = [
+        task
+        for task, frames in zip(tasks, zip(*pieces, strict=True), strict=True)
+        if all((frame.to_numpy() == frame.to_numpy()[:, :1]).all() for frame in frames)
+    ]
+    return f"all runs compared answer {', '.join(same)} alike, document by document" if same else ""
 
 
 def _pieces(record: Record, metric: str, snapshot: str, tasks: list[str]) -> list:

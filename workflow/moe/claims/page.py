@@ -41,9 +41,12 @@ A part **holds** if the 95 % interval of its difference excludes zero on the cla
 each other: if the interval lies within the stated band; where an allowance is stated: if it excludes the allowance),
 is **contradicted** if the interval lies on the other side (outside the band), and is **inconclusive** otherwise. A
 metric said to rise or fall has to do so from each run to the next. With several seeds the interval is the t interval
-of the differences paired by seed. With one seed the only uncertainty there is comes from the evaluation text (paired
-by window or document), from the token ids of a correlation, from the last training batches or from the rounds of a
-speed measurement (normal 95 %); it does not know how much another seed would change, and the verdict says "one seed".
+of the differences paired by seed and, for means over windows or documents of the evaluation text, the normal interval
+over these (each with its difference averaged over the seeds, which are all evaluated on the same text), added in
+quadrature. With one seed the only uncertainty there is comes from the evaluation text (paired by window or document),
+from the token ids of a correlation, from the last training batches or from the rounds of a speed measurement (normal
+95 %); it does not know how much another seed would change, and the verdict says "one seed". A number compared with a
+threshold is printed beside it.
 Where one seed has no such uncertainty (steps, flips, shares of experts) a comparison stays inconclusive, and a number
 said to be near another counts as it is. A claim holds if all of its parts do and is contradicted if any part is: of
 many parts at 95 % some err."""
