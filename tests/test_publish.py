@@ -137,6 +137,29 @@ def test_the_verdict_table_has_a_line_a_claim(published):
     assert "−0.015 → −0.015 nats/token" in lines[2]
 
 
+PART = {"paper": "rmoe", "claim": "2", "says": "words", "kind": "less", "right": "run == 'x'", "unit": "%"}
+PART |= {"reported_left": "5.0", "reported_difference": "-1.5", "measured_left": "1.30", "difference": "3.6"}
+PART |= {"verdict": "holds", "overall": "holds", "seeds": "3"}
+
+
+@pytest.mark.parametrize(
+    ("change", "cell"),
+    [
+        ({}, "−1.5 → +3.6 %"),
+        ({"kind": "greater", "right": "-2.3", "reported_left": "1.82"}, "1.82 → 1.3 %, against −2.3 %"),
+        ({"right": "0", "reported_left": "", "reported_difference": ""}, "not printed → 1.3 %, against 0 %"),
+        ({"kind": "near", "right": "reported"}, "5 → 1.3 %"),
+        ({"kind": "spread", "right": "", "measured_left": "", "difference": ""}, "−1.5 → not measured"),
+        ({"seeds": "1"}, "**holds** (one seed)"),
+        ({"seeds": "0"}, "**holds** |"),
+    ],
+)
+def test_a_line_of_the_verdict_table(change, cell, tmp_path):
+    pd.DataFrame([PART | change]).to_csv(tmp_path / "claims.csv", index=False)
+    line = verdict_table(tmp_path / "claims.csv").splitlines()[2]
+    assert f"| {cell}" in line and ("one seed" in line) == (change.get("seeds") == "1")
+
+
 def test_three_seeds_of_every_run_stay_small(published):
     folder = published[0] / "paper_figures/published/laptop"
     runs = sum(path.stat().st_size for path in (folder / "runs").rglob("*") if path.is_file())

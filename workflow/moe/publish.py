@@ -8,6 +8,7 @@ import csv
 import hashlib
 import json
 import lzma
+import re
 import shutil
 from pathlib import Path
 
@@ -117,7 +118,8 @@ def verdict_table(claims: Path) -> str:
     for (paper, claim), each in parts.items():
         verdicts = [part["verdict"] for part in each]
         counted = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(sorted(verdicts, reverse=True)))
-        one = " (one seed)" if {part["seeds"] for part in each} <= {"0", "1"} else ""
+        seeds = {part["seeds"] for part in each}  # 0: a metric of the machine, into which no seed enters
+        one = " (one seed)" if "1" in seeds and seeds <= {"0", "1"} else ""
         cells = [
             f"{PAPERS[paper]} {claim}",
             each[0]["says"],
@@ -130,17 +132,27 @@ def verdict_table(claims: Path) -> str:
 
 
 def _numbers(part: dict) -> str:
-    """What was printed and what was measured: differences, or of a number said to be near another the number."""
-    near = part["kind"] == "near"
-    reported = four_digits(part["reported_left"]) if near else signed(part["reported_difference"])
-    measured = four_digits(part["measured_left"]) if near else signed(part["difference"])
+    """What was printed and what was measured: differences, but of a number compared with another the number itself.
+
+    A threshold of the table stands behind it.
+    """
+    threshold = four_digits(part["right"]) if is_number(part["right"]) else ""
+    itself = threshold or part["kind"] == "near"
+    reported = four_digits(part["reported_left"]) if itself else signed(part["reported_difference"])
+    measured = four_digits(part["measured_left"]) if itself else signed(part["difference"])
     unit = f" {part['unit']}" if part["unit"] else ""
-    return f"{reported or 'not printed'} → {measured + unit if measured else 'not measured'}"
+    against = f", against {threshold}{unit}" if threshold else ""
+    return f"{reported or 'not printed'} → {measured + unit if measured else 'not measured'}{against}"
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell of column `right` is a threshold, and no query or empty."""
+    return bool(re.fullmatch(r"-?[\d.]+(e-?\d+)?", cell))
 
 
 def four_digits(number: str) -> str:
     """A number with four digits; empty (nothing was measured) stays empty."""
-    return f"{float(number):.4g}" if number else ""
+    return f"{float(number):.4g}".replace("-", "−") if number else ""
 
 
 def signed(number: str) -> str:

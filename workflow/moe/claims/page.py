@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from moe.claims.check import is_number
 from moe.figures.layout import plain, signed
 from moe.figures.metrics import METRICS
 from moe.figures.titles import PAPERS
@@ -88,12 +89,10 @@ def _overall(parts: list[dict]) -> str:
 
 def _row(part: dict) -> str:
     decimals = METRICS[part["metric"]].decimals + (part["kind"] == "slope-below")  # slopes are small
-    reported = _sum(part["reported_left"], part["reported_right"], part["reported_difference"], decimals)
+    reported = _numbers(part, "reported", decimals)
     if reported and part["printed"]:
         reported += f" ({part['printed']})"
-    measured = _sum(part["measured_left"], part["measured_right"], part["difference"], decimals)
-    if measured and part["interval"] is not None:
-        measured += f" ± {plain(part['interval'], decimals)}"
+    measured = _numbers(part, "measured", decimals)
     unit = f" {part['unit']}" if part["unit"] not in ("", "fraction") else ""
     link = f"[{part['figure']}]({part['paper']}/{part['figure']}.{_suffix(part['figure'])})"
     statement = f"{part['part']}: {part['statement']}"
@@ -102,11 +101,21 @@ def _row(part: dict) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _sum(left, right, difference, decimals: int) -> str:
-    """ "1.921 − 1.937 = −0.016"; empty where nothing is known."""
-    if difference is None:
+def _numbers(part: dict, which: str, decimals: int) -> str:
+    """What was reported or measured: "1.921 − 1.937 = −0.016 ± 0.010"; empty where nothing is known.
+
+    Of a number compared with a threshold it is the number, measured "1.30 ± 0.20 against −2.30".
+    """
+    left, right = part[f"{which}_left"], part[f"{which}_right"]
+    if left is None or right is None:
         return ""
-    return f"{plain(left, decimals)} − {plain(right, decimals)} = {signed(difference, decimals)}"
+    half = part["interval"] if which == "measured" else None
+    around = "" if half is None else f" ± {plain(half, decimals)}"
+    if is_number(part["right"]):
+        against = f" against {plain(right, decimals)}" if which == "measured" else ""
+        return f"{plain(left, decimals)}{around}{against}"
+    difference = part["difference" if which == "measured" else "reported_difference"]
+    return f"{plain(left, decimals)} − {plain(right, decimals)} = {signed(difference, decimals)}{around}"
 
 
 def _suffix(figure: str) -> str:

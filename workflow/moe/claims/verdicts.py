@@ -10,6 +10,8 @@ from moe.figures.records import records, snapshots_of, target_sparsity
 from moe.figures.reported import Printed, attributes, find, load, parse_match, stems
 
 HOLDS, CONTRADICTED, INCONCLUSIVE = "holds", "contradicted", "inconclusive"
+# Metrics in % of a run of the same table, of which the papers print the two numbers -> the label of that run.
+PERCENT_OF = {"extra_time": "SMoE", "extra_memory": "SMoE"}
 
 
 def side(difference: float | None, half: float | None, sign: int) -> str:
@@ -75,12 +77,15 @@ class Part:
             self.right = sides(row, runs, "right", 2 if kind.right.startswith("runs") else 1)
 
     def paper(self, run: dict) -> float | None:
-        """The number that the paper printed for a run."""
+        """The number that the paper printed for a run, or what follows from those of it and of the run it is % of."""
         metric = METRICS[self.metric]
         us = attributes(run, self.snapshot, metric.split)
-        found = find(self.pages, self.match, us, metric.printed, metric.combine)
-        self.printed += [found] if found else []
-        return found.value if found else None
+        labels = [us["label"], PERCENT_OF[self.metric]] if self.metric in PERCENT_OF else [us["label"]]
+        found = [find(self.pages, self.match, us | {"label": x}, metric.printed, metric.combine) for x in labels]
+        if None in found:
+            return None
+        self.printed += found
+        return found[0].value if len(found) == 1 else 100 * (found[0].value / found[1].value - 1)
 
     def record(self) -> dict:
         """The columns of claims.csv."""
