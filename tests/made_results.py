@@ -53,9 +53,9 @@ def relu_series(steps: int, seed: int = 0, target: float = 0.875, settled: int =
     t = np.arange(steps) * 106 / settled
     rise = 1 / (1 + np.exp(-(t - 70) / 8))
     S = 0.5 - 0.12 * np.exp(-(((t - 30) / 15) ** 2)) + (target - 0.5) * rise
-    S = np.where(t < 105, np.minimum(S, target - 0.003), target) + 0.004 * noise * (t >= 106)
+    S = np.where(t < 105, np.minimum(S, target - 0.003), target) + 0.032 * (1 - target) * noise * (t >= 106)
     lam = 1e-8 * 1.2 ** np.minimum(t, 75) * np.exp(0.1 * np.sin(t / 3) * (t > 75))
-    return np.clip(S, 0.01, 0.99), lam
+    return np.clip(S, 0.01, 0.9999), lam
 
 
 @cache
@@ -171,7 +171,8 @@ def _metrics(run, seed, steps, lower, settled, rng) -> pd.DataFrame:
     own = tables().scale["divide"]["warmup_steps"]
     change = int(run["warmup_steps"] or 0) // own  # of near-dense warm-up: the loss jumps there
     loss += np.where((t > change) & (change > 0), 0.5 * np.exp(-(t - change) / 5), 0)
-    flips = (0.02 * 8 / experts if relu else 0.06 * (8 / experts) ** 0.5) * (1 + 0.02 * rng.normal(size=steps))
+    rate = 0.02 * 8 / experts if relu else 0.034 * (8 / experts) ** 0.64  # 2.2 and 2.8 times as much at E = 16 and 32
+    flips = rate * (1 + 0.02 * rng.normal(size=steps))
     return pd.DataFrame(
         {
             "step": t,

@@ -130,6 +130,19 @@ def test_near_another_run(tmp_path):
         assert part["verdict"] == said and part["difference"] == pytest.approx(-0.03)
 
 
+@pytest.mark.parametrize(
+    ("kind", "times", "said"),
+    [("times-less", "2", HOLDS), ("times-less", "3", CONTRADICTED), ("times-greater", "3", HOLDS)],
+)
+def test_times_another_run(kind, times, said, tmp_path):
+    runs = results(tmp_path, {"remoe-182m-relu": 1.0, "remoe-182m-topk": 2.5})
+    row = {"kind": kind, "left": "run == 'remoe-182m-relu'", "right": "run == 'remoe-182m-topk'", "margin": times}
+    part = verdict(row, runs)
+    assert part["verdict"] == said and part["measured_left"] == pytest.approx(float(times))
+    with pytest.raises(ValueError, match="column margin: '' is no positive number"):
+        verdict(row | {"margin": ""}, runs)
+
+
 def test_without_a_known_uncertainty_one_seed_decides_nothing(tmp_path):
     runs = results(tmp_path, {"remoe-182m-relu": 2.0, "remoe-182m-relu-unbalanced": 2.0}, seeds=(0,))
     row = {"kind": "less", "left": "run == 'remoe-182m-relu'", "right": "run == 'remoe-182m-relu-unbalanced'"}

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from made_results import make_results, make_run, remoe
+from made_results import rows as table_rows
 from scipy import stats
 
 from moe.claims import check_claims, judge
@@ -148,7 +149,6 @@ def test_one_seed_pairs_the_documents_of_every_task(tmp_path):
     assert "local_cloze/acc" in measured.note and "none of the paper's tasks" in measured.note
 
 
-def test_the_papers_tasks_count_alone_where_any_ran(tmp_path):
 def answered(run, share, task="local_cloze", alike=False):
     """Answers of one task, drawn anew for every seed, or the same in all; the task's score follows."""
     for path in sorted(Path(run["folder"]).glob("seed-*/samples.csv")):
@@ -212,6 +212,7 @@ def test_windows_of_the_text_count_with_several_seeds_too(tmp_path):
     assert measured.half == pytest.approx(1.959964 * stats.sem(noise), rel=1e-5)
 
 
+def test_the_papers_tasks_count_alone_where_any_ran(tmp_path):
     tasks = {"arc_easy": 40, "lambada_openai": 40, "local_cloze": 40}
     left = make_run(tmp_path / "l", remoe("relu", "ReMoE"), tasks=tasks, shift=0.2)
     right = make_run(tmp_path / "r", remoe("topk", "dMoE"), tasks=tasks)
@@ -300,6 +301,30 @@ def test_the_claims_of_rmoe(seeded, tmp_path):
     eight = table[(table["paper"] == "rmoe") & (table["claim"] == "8")].set_index("part")["reported_difference"]
     assert float(eight["c"]) == pytest.approx(49.20 - 50.49), "p = 512 is ahead at 20B: docs/discrepancies.md"
     assert float(eight["b"]) == pytest.approx(55.31 - 53.18) and float(eight["h"]) == pytest.approx(57.15 - 55.39)
+
+
+def test_a_threshold_stands_beside_the_number(seeded, tmp_path):
+    _, text = page(seeded, tmp_path)
+    cells = {row.split(" | ")[0].removeprefix("| "): row.split(" | ") for row in text.splitlines()}
+    speed = cells["c: training at 469M is at most 2.3 % slower with ReLU than with top-k"]
+    assert speed[2] == "1.00 ± 2.00 against −2.30 %"
+    time = next(row for name, row in cells.items() if name.startswith("a: a step of RMoE takes at most 1.4 %"))
+    memory = next(row for name, row in cells.items() if name.startswith("d: at the large size RMoE takes SMoE's"))
+    assert time[1:3] == ["1.32 (table 1)", "1.32 ± 0.01 against 1.40 %"]
+    assert memory[1:3] == ["1.44 (table 3)", "1.40 against 0.00 %"]
+
+
+def test_of_many_experts_one_active_in_twenty_too_few_is_seen(tmp_path):
+    rows = {row["part"]: row for row in CLAIMS if (row["paper"], row["claim"]) == ("remoe", "5")}
+    claim = rows["h"] | {"says": "words"}
+    runs = {run["run"]: run for run in table_rows()}
+    run = make_run(tmp_path, runs["remoe-182m-relu-e128"], seeds=(0, 1, 2))
+    for name, said in (("as wanted", HOLDS), ("none active", CONTRADICTED)):
+        assert page([run], tmp_path, [claim])[0]["verdict"].tolist() == [said], name
+        for path in Path(run["folder"]).glob("seed-*/metrics.csv"):
+            frame = pd.read_csv(path)
+            frame.loc[frame["step"] > 106, "sparsity"] = 1.0
+            frame.to_csv(path, index=False)
 
 
 def test_worse_runs_contradict_what_better_ones_support(tmp_path):

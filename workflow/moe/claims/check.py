@@ -26,6 +26,8 @@ class Kind(NamedTuple):
 KINDS = {
     "less": Kind("the metric of `left` is below that of `right` (or not more than `margin` above it)"),
     "greater": Kind("the metric of `left` is above that of `right` (or not more than `margin` below it)"),
+    "times-less": Kind("`margin` times the metric of `left` is below that of `right`", margin=True),
+    "times-greater": Kind("`margin` times the metric of `left` is above that of `right`", margin=True),
     "near": Kind("the metric of `left` is within `margin` of `right`", right="run or number or reference", margin=True),
     "spread": Kind("the metric of no two runs of `left` differs by more than `margin`", 2, "", margin=True),
     "rises": Kind("the metric of the runs of `left` rises with `along`, from each to the next", 2, "", along=True),

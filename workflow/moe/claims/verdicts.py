@@ -123,14 +123,15 @@ class Part:
         return f"{unit} per {'doubling' if min(places) > 0 else 'unit'} of {text(self.row, 'along')}".strip()
 
     def _pair(self) -> tuple[Measured, str, float | None, float | None]:
-        """less and greater: a run against a run or a number."""
-        sign = {"less": -1, "greater": 1}[self.kind]
+        """less and greater: a run against a run or a number; times-less and times-greater: `margin` times the run."""
+        sign = {"less": -1, "greater": 1}[self.kind.removeprefix("times-")]
+        times, allowed = (self.margin, 0.0) if self.kind.startswith("times-") else (1.0, self.margin)
         right = [(self.right[0], 1.0)] if isinstance(self.right, list) else self.right
-        measured = contrast([(self.left[0], 1.0)], right, self.metric, self.snapshot, self.tasks)
-        shifted = None if measured.difference is None else measured.difference + sign * self.margin
+        measured = contrast([(self.left[0], times)], right, self.metric, self.snapshot, self.tasks)
+        shifted = None if measured.difference is None else measured.difference + sign * allowed
         theirs = self.paper(self.left[0])
         other = self.paper(self.right[0]) if isinstance(self.right, list) else self.right
-        return measured, side(shifted, measured.half, sign), theirs, other
+        return measured, side(shifted, measured.half, sign), None if theirs is None else times * theirs, other
 
     def _near(self) -> tuple[Measured, str, float | None, float | None]:
         run, theirs = self.left[0], self.paper(self.left[0])

@@ -171,6 +171,7 @@ METRICS = {
     "memory": Metric(stepped.memory, "memory", "GB", 2, "memory"),
     "training_loss": Metric(stepped.training_loss, "training loss", "nats/token", 3),
     "sparsity": Metric(stepped.sparsity, "sparsity", "fraction", 4, "sparsity_mean"),
+    "active_share": Metric(stepped.active_share, "active experts over k", "", 3),
     "settling_steps": Metric(stepped.settling, "settling time", "steps", 0, "settling_time"),
     "early_time": Metric(
         stepped.early_time, "stages I and II in 28,600 steps", "% of time", 2, "stage_I_II_share_of_time"
