@@ -195,7 +195,8 @@ def test_lambda_stays_within_its_bounds_and_says_so():
     assert gates.after_step(0.0, torch.zeros(1, 4))["l1_bound"] == 1.0 and gates.l1_lambda == 1.0
     for _ in range(2):
         last = gates.after_step(1.0, torch.zeros(1, 4))
-    assert gates.l1_lambda == 0.8 and last["l1_bound"] == 1.0
+    assert gates.l1_lambda == 0.8 and last["l1_bound"] == -1.0
+    assert [gates.after_step(S, torch.zeros(1, 4))["l1_bound"] for S in (0.0, 1.0, 1.0)] == [0.0, 0.0, -1.0]
 
 
 def test_hash_with_several_experts_shares_the_weight():

@@ -21,7 +21,7 @@ from moe.engine import build_engine
 from moe.expert_parallel import gathered_state, spread_experts
 from moe.health import Health
 from moe.monitors import Flips, RouterPull, Similarity
-from moe.outcome import write_outcome
+from moe.outcome import penalty_warnings, write_outcome
 from moe.ranks import init_ranks
 from moe.records import StepRecord, progress
 from moe.resume import Resume
@@ -293,9 +293,8 @@ class Training:
             steps = {label: best_of(record, step)[0] for label, step in steps.items()}
         snapshots = {label: (self._snapshot_path(label), step) for label, step in steps.items()}
         done = write_outcome(self.folder, record, snapshots, self._tokens, facts | self._origin())
-        if bound := done.get("l1_bound_steps"):
-            where = f"{spec['run']} seed {spec['seed']}  λ lay at its bound in {bound} of {done['steps']} steps"
-            print(f"{where}: this model is sparser than its target by itself", file=sys.stderr)
+        for sentence in penalty_warnings(done):
+            print(f"{spec['run']} seed {spec['seed']}  {sentence}", file=sys.stderr)
 
     def _origin(self) -> dict[str, Any]:
         """What done.json says of where the weights came from; nothing where they were drawn."""

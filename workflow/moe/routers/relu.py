@@ -19,7 +19,8 @@ class ReLU(Gates):
     than 1 − k/E, else λ/α (equation 7; at equality the official code divides, so do we).
     Departures from the paper, both as in its code, which made its tables: layers are summed, not averaged (its λ is the
     paper's over L); λ is compared in float32. Beyond it: λ stays within [lambda_min, lambda_max] (neither binds in the
-    paper's runs), because a model that is sparser by itself would let λ fall without end.
+    paper's runs). A penalty can shut gates but not open them, so while the sparsity lies above its target for other
+    reasons λ would fall without end.
 
     lambda_0: λ of the first step. alpha: the factor. balance: False sets f = 1 (table 11).
     """
@@ -66,11 +67,15 @@ class ReLU(Gates):
         return scores_TE.softmax(-1)
 
     def after_step(self, sparsity: float, active_LE: Tensor) -> dict[str, float]:
-        """Move λ against the measured sparsity; metrics l1_lambda (as used in the step) and l1_bound (1 at a bound)."""
+        """Move λ against the measured sparsity; metrics l1_lambda, as used in the step, and l1_bound.
+
+        l1_bound: −1 where λ would have fallen below its lower bound, 1 where it would have risen above its upper one,
+        else 0.
+        """
         used = self.l1_lambda
         proposed = next_lambda(used, sparsity, self.target, self.alpha)
         self.l1_lambda = min(max(proposed, self.bounds[0]), self.bounds[1])
-        return {"l1_lambda": used, "l1_bound": float(self.l1_lambda != proposed)}
+        return {"l1_lambda": used, "l1_bound": float((self.l1_lambda < proposed) - (self.l1_lambda > proposed))}
 
     def get_extra_state(self) -> dict[str, float]:
         return {"l1_lambda": self.l1_lambda}
