@@ -1,6 +1,7 @@
 """The benchmark: turns and ratios on made-up clocks, peers that do our work, every part end to end at tiny shapes."""
 
 import csv
+import json
 import math
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import torch
 from tiny_run import write_corpus
 
+from moe.benchmark import parts
 from moe.benchmark.parts import PEERS, TINY
 from moe.benchmark.paths import paths
 from moe.benchmark.steps import deepspeed_moe, mixtral, ours, reader
@@ -103,7 +105,7 @@ def test_expert_paths_agree(experts, top_k):
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    """The CSV of all parts at tiny shapes."""
+    """The CSV of all parts but `routers`, whose many routers take long, at tiny shapes."""
     path = tmp_path_factory.mktemp("benchmark") / "cpu.csv"
     setup = path.parent / "remoe-tiny.yaml"
     write_corpus(path.parent / "corpus")
@@ -127,6 +129,22 @@ def test_every_part_has_its_rows_with_provenance(table):
     for row in rows:
         assert float(row["tokens_per_second"]) > 0 and row["device"] and row["torch"] == torch.__version__
         assert bool(row["ratio"]) == bool(row["baseline"]) or row["part"] == "peers"
+
+
+def test_routers_are_measured_beside_top_k_of_their_normalisation(monkeypatch):
+    monkeypatch.setattr(parts, "ROUTERS", {name: parts.ROUTERS[name] for name in ("relu", "rmoe")})
+    asked = []
+    monkeypatch.setattr(parts, "_memory", lambda what, *rest: asked.append((*what, *rest)) or 1.0)  # a test of its own
+    rows = parts.routers_part(CPU, 2, "float32", tiny=True)
+    assert [row["contender"] for row in rows] == ["relu", "rmoe", "rmoe p/width as 0.9B"]
+    assert [row["baseline"] for row in rows] == ["topk", "smoe", "smoe"]
+    assert [row["rounds"] for row in rows] == [6, 6, 6]  # the papers' own: three times as many turns
+    for row in rows:
+        assert row["part"] == "routers" and row["tokens_per_second"] > 0 and row["ratio"] > 0
+        assert row["peak_memory_mib"] == 1 and 0 < row["active_experts"] <= TINY["experts"]
+    assert [row["active_experts"] for row in rows[1:]] == [TINY["top_k"]] * 2
+    routers = [{"name": "relu"}, {"name": "rmoe"}, {"name": "rmoe", "state": 1}]
+    assert [(json.loads(router), *rest) for _, router, *rest in asked] == [(r, "float32", CPU, True) for r in routers]
 
 
 def test_table_and_figure_are_drawn_from_the_csv_alone(table, tmp_path):

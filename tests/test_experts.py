@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe.experts import Experts, combine, round_up, route_pairs
+from moe.routers import ROUTERS, Sequences, build_router, options_of
 
 D, F = 16, 24  # widths of model and expert
 
@@ -53,6 +54,38 @@ def test_dispatch_equals_a_loop_over_experts_forward_and_backward(case, T, E, se
         results.append([y, gradients[0], gradients[1] * (gates > 0), *gradients[2:]])
     for mine, reference in zip(*results, strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-4)
+
+
+def dumb_merged(experts, x_TD, gates_TE):
+    """Every token through one expert of the weights Σ_e gate_te · W_e."""
+    outputs = []
+    for x_D, gates_E in zip(x_TD, gates_TE, strict=True):
+        w_in, w_out = (torch.einsum("e,eio->io", gates_E, w) for w in (experts.in_EDF, experts.out_EFD))
+        gate, up = (x_D @ w_in).chunk(2)
+        outputs.append((torch.nn.functional.silu(gate) * up) @ w_out)
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+@given(T=st.integers(1, 12), E=st.integers(1, 6), k=st.integers(1, 6), seed=st.integers(0, 2**31))
+@settings(max_examples=5, deadline=None)
+def test_dispatch_by_a_routers_own_gates_equals_a_loop_forward_and_backward(name, T, E, k, seed):
+    experts, x, _ = make(T, E, seed, torch.float64)
+    segment = {"segment": 4} if "segment" in options_of(name) else {}
+    router = build_router(name, layers=2, width=D, experts=E, top_k=min(k, E), **segment).double()
+    sequences = Sequences(torch.arange(T).view(1, T))
+    x.requires_grad_()
+    memory = router(x, 0, None, sequences).memory_TH
+    routing = router(x, 1, memory, sequences)  # once: a router that samples would choose others
+    wanted = [x, *experts.parameters(), *(p for p in router.parameters() if p.requires_grad)]
+    results = []
+    loop = dumb if routing.segments is None else dumb_merged
+    for y in (experts(x, routing.gates_TE, routing.segments), loop(experts, x, routing.gates_TE)):
+        total = (y * torch.arange(1, D + 1)).sum()
+        gradients = torch.autograd.grad(total, wanted, retain_graph=True, allow_unused=True, materialize_grads=True)
+        results.append([y, *gradients])
+    for mine, reference in zip(*results, strict=True):
+        torch.testing.assert_close(mine, reference)
 
 
 @pytest.mark.parametrize("segments", [[7], [3, 4], [1, 1, 5]])

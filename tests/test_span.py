@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -110,13 +111,25 @@ def test_rows_are_moved_by_their_number():
     assert moved.tolist() == [[1, 2, 3, -torch.inf, -torch.inf], [-torch.inf, 4, 5, 6, -torch.inf]]
 
 
-def test_memory_of_attention_is_linear_in_the_length_of_the_text():
-    largest = []
-    for length in (512, 1024):
-        with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
-            span_attention(*drawn(length, 16, 0, B=1, H=1))
-        largest.append(sum(event.self_cpu_memory_usage for event in seen.events() if event.self_cpu_memory_usage > 0))
-    assert largest[1] < 2.2 * largest[0]
+def peak(length, span, backward):
+    """Bytes that the attention holds at most beyond its inputs, as PyTorch counts what it takes and gives back."""
+    inputs = drawn(length, span, 0, B=1, H=1)
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        y = span_attention(*inputs)
+        if backward:
+            torch.autograd.grad(y, inputs, torch.ones_like(y))
+    changes = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return np.cumsum([event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())]).max()
+
+
+@pytest.mark.parametrize("path", [_band, _masked], ids=["CPU", "GPU"])
+@pytest.mark.parametrize("backward", [False, True])
+def test_memory_of_attention_is_linear_in_text_and_span(path, backward, monkeypatch):
+    monkeypatch.setattr("moe.span_attention._band", path)  # of a CPU, where this test measures
+    once = peak(4096, 256, backward)
+    assert 8 < once / (4096 * 256) < 16, "a weight, of eight bytes, for each token and place of its span; not two"
+    assert peak(8192, 256, backward) < 2.1 * once
+    assert peak(4096, 512, backward) < 2.1 * once
 
 
 @pytest.mark.parametrize("router", EVERY)

@@ -256,12 +256,39 @@ def test_a_wrong_table_ends_the_workflow_with_one_sentence(file, old, new, says,
     assert "Traceback" not in said and not (folder / "results").exists()
 
 
-def test_a_fresh_clone_has_everything_to_do(tmp_path):
-    planned = jobs(snakemake(fresh(tmp_path), "--dry-run"))
+def git(*arguments):
+    """What git says of this checkout."""
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A folder with the files that git knows, as they are here, and no others."""
+    if not (shutil.which("git") and (ROOT / ".git").exists()):
+        pytest.skip("no git checkout")
+    folder = tmp_path_factory.mktemp("clone")
+    for name in git("ls-files", "-z").stdout.split("\0")[:-1]:
+        if (ROOT / name).is_file():  # one that is deleted and not yet committed is in the list
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def test_a_fresh_clone_has_everything_to_do(clone):
+    command = ["snakemake", "--cores", "2", "--dry-run"]  # as the README has it: its own Snakefile, profile and scale
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, cwd=clone)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    planned = jobs(done.stdout + done.stderr)
     assert planned["train"] == len(RUNS) and planned["finetune"] == len(TUNED)
     assert planned["freeze_run"] == len(RUNS) + len(TUNED) and planned["prepare_instructions"] == 1
     assert planned["draw_figure"] + planned["draw_table"] == len(FIGURES)
     assert "measure_precision" not in planned
+
+
+def test_git_ignores_what_the_workflow_makes_and_keeps_what_is_published(clone):
+    made = ["results/laptop/x", "paper_figures/laptop/x", ".snakemake/x"]
+    kept = ["paper_figures/published/laptop/x", "results/README.md"]
+    assert git("check-ignore", "--no-index", *made, *kept).stdout.split() == made
 
 
 def test_a_precision_that_is_left_to_the_machine_is_measured_on_it(tmp_path):
