@@ -162,9 +162,10 @@ def test_a_correlation_of_one_seed_has_the_uncertainty_of_its_tokens(tmp_path):
 
 def test_a_claim_names_the_files_that_it_is_judged_from():
     row = {**CLAIM, "kind": "less", "left": "run == 'remoe-182m-relu'", "right": "run == 'remoe-182m-topk'"}
-    assert files_judged(row) == (["validation.csv", "validation_windows.csv"], [])
-    assert files_judged({**row, "metric": "mean_accuracy"}) == (["samples.csv", "scores.csv", "validation.csv"], [])
-    assert files_judged({**row, "metric": "training_speed"}) == (["validation.csv"], ["speed.csv"])
+    assert files_judged(row) == (["run.yaml", "validation.csv", "validation_windows.csv"], [])
+    seed, _ = files_judged({**row, "metric": "mean_accuracy"})
+    assert seed == ["run.yaml", "samples.csv", "scores.csv", "validation.csv"]
+    assert files_judged({**row, "metric": "training_speed"}) == (["run.yaml", "validation.csv"], ["speed.csv"])
     assert [run["run"] for run in runs_judged([row], rows())] == ["remoe-182m-relu", "remoe-182m-topk"]
 
 

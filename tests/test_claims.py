@@ -264,6 +264,8 @@ def test_one_seed_is_said_everywhere(made, tmp_path):
         * 2
     )
     assert "(one seed)" in text
+    head = text.split("| claim |")[0]
+    assert "Text here: " in head and "local-bytes in the place of enwik8" in head
 
 
 def test_the_papers_own_numbers_support_its_claims_but_for_the_known_exceptions(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from made_results import make_results, make_run, remoe
@@ -18,7 +19,9 @@ from moe.figures.layout import latex, signed
 from moe.figures.metrics import METRICS
 from moe.figures.reported import attributes, find, load, parse_match, same
 from moe.figures.stages import settling_steps, stage_bounds
-from moe.figures.titles import headline
+from moe.figures.style import Picture
+from moe.figures.texts import STREAMS, scored_parts, stand_ins
+from moe.figures.titles import headline, seeds_sentence
 
 ROOT = Path(__file__).parent.parent
 REPORTED = ROOT / "config/reported"
@@ -328,6 +331,60 @@ def test_titles():
 def test_numbers_in_words():
     assert (signed(-0.0001, 2), signed(0.5, 1), signed(-2, 0)) == ("0.00", "+0.5", "−2")
     assert latex("5 % of a_b & ±") == r"5 \% of a\_b \& $\pm$"
+
+
+def test_intervals_are_named_where_they_are():
+    assert seeds_sentence([3, 3]) == "Mean of 3 seeds ± 95 % interval (t distribution)."
+    assert "±" not in seeds_sentence([3], drawn=False) and "stand in the CSV" in seeds_sentence([3], drawn=False)
+    assert seeds_sentence([1], drawn=False) == seeds_sentence([1])
+
+
+# --- which text ---
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if ROWS[name]["runs"]])
+def test_a_text_that_stands_for_another_is_named_under_everything(name, made, tmp_path, monkeypatch):
+    """At scale laptop every run reads another corpus than its setup."""
+    drawn_ones, runs = [], select(ROWS[name]["runs"], made[0])
+    monkeypatch.setattr(Picture, "write", lambda self, path: drawn_ones.append(self.notes))
+    suffix = "svg" if "/fig" in name else "md"
+    path = drawn(name, *made, tmp_path, suffix)[suffix]
+    notes = " ".join(map(str, drawn_ones[0])) if drawn_ones else path.read_text()
+    said = stand_ins(runs)
+    assert said in notes and said.startswith("Text here: local-")
+    assert all(f" in the place of {run['corpus']}" in said for run in runs)
+
+
+def of_spec(folder, change):
+    """A run whose run.yaml is changed, of 64 windows of validation."""
+    run = make_run(folder, remoe("relu", "ReMoE"))
+    path = folder / "runs/remoe-182m-relu/seed-0/run.yaml"
+    spec = yaml.safe_load(path.read_text())
+    change(spec)
+    path.write_text(yaml.safe_dump(spec))
+    return [run]
+
+
+def test_the_setups_own_corpus_needs_no_word(tmp_path):
+    assert stand_ins(of_spec(tmp_path, lambda spec: spec.update(corpus=remoe("relu", "ReMoE")["corpus"]))) == ""
+    assert stand_ins([]) == ""
+
+
+def test_the_part_of_the_text_that_was_scored_is_said(tmp_path):
+    from moe import finished
+
+    def asked(windows, **training):
+        def change(spec):
+            spec["evaluation"]["windows"] = windows
+            spec["training"] |= {"sequence": 100} | training
+
+        return scored_parts(of_spec(tmp_path / f"{windows}{training}", change))
+
+    assert asked(64).endswith("a part of each split: 64 windows of 100 tokens (6,400 in all), spread evenly.")
+    assert asked(65) == "" and asked(None) == "", "fewer than were asked for are the whole split"
+    assert asked(70, streams=True).endswith(": 8 excerpts of 800 tokens (6,400 in all).")
+    assert asked(72, streams=True) == "" and asked(None, streams=True) == ""
+    assert STREAMS == finished.STREAMS
 
 
 # --- figures ---

@@ -23,9 +23,10 @@ def judge(claims: list[dict], runs: list[dict], *, scale: str, reported: Path, o
     """
     from moe.claims import page
     from moe.claims.verdicts import judged
+    from moe.figures.texts import stand_ins
 
-    parts = judged(claims, runs, Path(reported))
+    parts, texts = judged(claims, runs, Path(reported)), stand_ins(runs_judged(claims, runs))
     for path in map(Path, outputs):
         path.parent.mkdir(parents=True, exist_ok=True)
-        written = page.csv(parts) if path.suffix == ".csv" else page.markdown(parts, scale)
+        written = page.csv(parts) if path.suffix == ".csv" else page.markdown(parts, scale, texts)
         path.write_text(written, encoding="utf-8")

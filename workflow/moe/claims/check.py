@@ -152,4 +152,5 @@ def runs_judged(rows: list[dict], runs: list[dict]) -> list[dict]:
 def files_judged(row: dict) -> tuple[list[str], list[str]]:
     """Files of each seed's folder, and of results/{scale}, that a checked row is judged from."""
     seed, scale = files_of_metrics([text(row, "metric")], paired=True)
-    return sorted({"validation.csv", *seed}), sorted(scale)  # the former names a run's snapshots
+    # which name a run's snapshots and its text
+    return sorted({"validation.csv", "run.yaml", *seed}), sorted(scale)

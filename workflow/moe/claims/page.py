@@ -58,12 +58,16 @@ def csv(parts: list[dict]) -> str:
     return pd.DataFrame(parts, columns=COLUMNS).to_csv(index=False)
 
 
-def markdown(parts: list[dict], scale: str) -> str:
-    """Title with the scale, a table of verdicts, then each claim with its parts."""
+def markdown(parts: list[dict], scale: str, texts: str = "") -> str:
+    """Title with the scale, a table of verdicts, then each claim with its parts.
+
+    texts: which corpora stand for the papers', a sentence or nothing.
+    """
     size = "" if scale == "paper" else " (not the paper's size)"
     lines = [f"# The papers' claims at scale {scale}{size}", "", LEGEND, ""]
     if scale != "paper":
         lines += [f"Every verdict is about the models of scale {scale}, not about the paper's.", ""]
+    lines += [texts, ""] if texts else []
     claims = {}
     for part in parts:
         claims.setdefault((part["paper"], part["claim"]), []).append(part)

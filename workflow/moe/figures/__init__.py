@@ -8,8 +8,9 @@ from importlib import import_module
 from pathlib import Path
 
 from moe.figures.check import check_figures, select
-from moe.figures.inputs import files_drawn
+from moe.figures.inputs import files_drawn, shows_held_out
 from moe.figures.kinds import KINDS
+from moe.figures.texts import scored_parts, stand_ins
 from moe.wrong import wrong
 
 __all__ = ["KINDS", "check_figures", "draw", "files_drawn", "select"]
@@ -35,6 +36,7 @@ def draw(spec: dict, runs: list[dict], *, scale: str, reported: Path, results: P
     made = getattr(import_module(f"moe.figures.{module}"), function)(
         spec, runs, scale=scale, reported=Path(reported), results=Path(results)
     )
+    made.notes += filter(None, [stand_ins(runs), scored_parts(runs) if shows_held_out(spec) else ""])
     for path in map(Path, outputs):
         path.parent.mkdir(parents=True, exist_ok=True)
         made.write(path)

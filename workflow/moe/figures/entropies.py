@@ -40,7 +40,7 @@ def entropy_violins(spec, runs, *, scale, reported, results) -> Picture:
     tokens = score_statistics(records(runs[0])[0]).loc[("all", "entropy"), "tokens"]
     notes = ["Bars: quartiles, dots: medians; dashed: ln E, where all experts score the same."]
     notes += [f"{int(tokens):,} pairs of a token of test text and a layer."]
-    notes += [seeds_sentence(data["seeds"]), text(spec, "caption")]
+    notes += [seeds_sentence(data["seeds"], drawn=False), text(spec, "caption")]
     return Picture(figure, data, headline(spec, scale), text(spec, "title"), [" ".join(notes)])
 
 

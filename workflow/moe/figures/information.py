@@ -41,7 +41,7 @@ def information_maps(spec, runs, *, scale, reported, results) -> Picture:
     figure.colorbar(image, ax=axes.ravel().tolist(), label="nats", shrink=min(1.0, 2 / len(lines)))
     counted = records(runs[0])[0].read("mutual_information.csv")["tokens"].iloc[0]
     notes = ["Rows and columns: layers, from 0.", f"Mean over {counted:,} tokens of test text."]
-    notes += [seeds_sentence(data["seeds"].dropna().astype(int)), text(spec, "caption")]
+    notes += [seeds_sentence(data["seeds"].dropna().astype(int), drawn=False), text(spec, "caption")]
     return Picture(figure, data, headline(spec, scale), text(spec, "title"), [" ".join(notes)])
 
 

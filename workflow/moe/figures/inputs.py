@@ -25,4 +25,11 @@ def files_drawn(row: dict) -> tuple[list[str], list[str]]:
     kind = KINDS[text(row, "kind")]
     words = text(row, "y").split() if kind.y == "metrics" else []
     seed, scale = files_of_metrics(words)
-    return sorted({*kind.reads, *seed}), sorted({*kind.of_scale, *scale})
+    named = {"run.yaml"} if kind.needs_runs else set()  # which text the numbers are of
+    return sorted({*kind.reads, *seed, *named}), sorted({*kind.of_scale, *scale})
+
+
+def shows_held_out(row: dict) -> bool:
+    """Whether a checked row of config/figures.tsv shows a metric of validation.csv."""
+    words = text(row, "y").split() if KINDS[text(row, "kind")].y == "metrics" else []
+    return "validation.csv" in files_of_metrics(words)[0]

@@ -39,7 +39,7 @@ def similarity_over_training(spec, runs, *, scale, reported, results) -> Picture
     without = [run["run"] for run in runs if run["run"] not in set(data["run"])]
     notes = ["Boxes: quartiles over the layers, triangles: their mean; dashed: random experts."]
     notes += [f"Not measured: {', '.join(without)}."] if without else []
-    notes += [seeds_sentence(data["seeds"]), text(spec, "caption")]
+    notes += [seeds_sentence(data["seeds"], drawn=False), text(spec, "caption")]
     return Picture(figure, data, headline(spec, scale), text(spec, "title"), [" ".join(notes)])
 
 

@@ -57,12 +57,14 @@ def headline(spec: dict, scale: str) -> str:
     return f"{name[0].upper()}{name[1:]} {of} {PAPERS[spec['paper']]} at scale {scale}{size}"
 
 
-def seeds_sentence(counts) -> str:
-    """What stands behind the numbers, from the numbers of seeds that occur."""
+def seeds_sentence(counts, *, drawn: bool = True) -> str:
+    """What stands behind the numbers, from the numbers of seeds that occur; drawn: with their intervals."""
     counts = sorted(set(counts))
     if not counts:
         return ""
     if counts == [1]:
         return "One seed: the numbers have no interval over seeds."
     span = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    if not drawn:
+        return f"Mean of {span} seeds; the 95 % intervals (t distribution) stand in the CSV."
     return f"Mean of {span} seeds ± 95 % interval (t distribution)."
