@@ -110,6 +110,9 @@ def test_benchmarks_without_data_leave_their_columns_empty(made, tmp_path):
     for column in ("hellaswag", "mmlu", "gsm8k"):
         assert (table[table["column"] == column]["measured"] == "").all()
     assert (table[table["column"] == "domain_perplexity"]["measured"] != "").all()
+    markdown = shown("table9", *made, tmp_path, "md")
+    assert "not run here (no data or no time): hellaswag, mmlu, gsm8k." in markdown
+    assert "The mean is left empty" not in markdown, "table 9 has none"
 
 
 @pytest.mark.parametrize("figure", PRINTED)

@@ -67,7 +67,12 @@ def test_rows_of_table_11_name_the_papers_steps_and_ours(made, tmp_path):
     assert float(table["SMoE, 60k steps", "last_here"]) == training["steps"]
     assert float(table["SMoE, 100 steps", "last_here"]) == training["gradient_steps"] == 20
     markdown = drawn("table11", made, tmp_path, "md").read_text()
-    assert "Means over 20 steps that end" in markdown and "35.6" in markdown
+    assert "100 steps: 1 to 20; 10k steps: 31 to 50;" in markdown and "60k steps: 281 to 300." in markdown
+    assert "35.6" in markdown and float(table["SMoE, 10k steps", "first_here"]) == 31
+    row, path = ROWS["table11"], tmp_path / "paper.md"
+    runs = select(row["runs"], made[0])
+    draw(row, runs, scale="paper", reported=REPORTED, results=made[1], outputs=[path])
+    assert "the same share of this schedule" in path.read_text(), "at every scale"
 
 
 @pytest.mark.parametrize("figure", ["fig3", "fig6"])

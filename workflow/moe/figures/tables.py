@@ -60,7 +60,7 @@ def table_of(spec, rows: list[tuple[dict, str]], seeds: dict, *, scale, reported
         columns={c: (_header(c, metric), metric.decimals) for c, metric in metrics.items() if not metric.csv_only},
         cells=cells,
         caption=text(spec, "caption"),
-        notes=_notes(cells, columns, scale),
+        notes=_notes(cells, metrics, scale),
     )
 
 
@@ -119,17 +119,18 @@ def _header(column: str, metric) -> str:
     return (f"{of}, " if of else "") + f"{metric.header}{mark}" + (f" ({metric.unit})" if metric.unit else "")
 
 
-def _notes(cells: list[dict], columns: list[str], scale: str) -> list[str]:
+def _notes(cells: list[dict], metrics: dict, scale: str) -> list[str]:
     ran = {cell["column"] for cell in cells if cell["measured"] is not None}
-    empty = [c for c in columns if c not in ran and "/" in c]
+    empty = [c for c, metric in metrics.items() if c not in ran and ("/" in c or metric.task)]
     notes = []
     if any(cell["reported"] is not None for cell in cells):
         notes.append("Lines: the number that the paper printed, ours, and their difference (ours − paper).")
     notes.append(seeds_sentence(cell["seeds"] for cell in cells if cell["seeds"]))
     if empty:
         notes.append(f"Left empty, because not run here (no data or no time): {', '.join(empty)}.")
-        notes.append("The mean is left empty unless all of its tasks were run.")
-    if any(c.startswith(LOCAL) for c in columns):
+        if "mean_accuracy" in metrics:
+            notes.append("The mean is left empty unless all of its tasks were run.")
+    if any(c.startswith(LOCAL) for c in metrics):
         notes.append(
             "† Tasks of this project, made from held-out text of the corpus; they are none of the "
             "benchmarks of the paper, and the paper has no number for them."
