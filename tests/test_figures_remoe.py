@@ -12,6 +12,8 @@ from moe.figures.listing import code
 from moe.figures.metrics import METRICS
 from moe.figures.records import records
 from moe.figures.routing_metrics import domain_shares, expert_shares
+from moe.figures.shares import within_shares
+from moe.figures.style import Picture
 from moe.figures.titles import called
 from moe.routers import options_of
 from moe.run_columns import SHOWN_OPTIONS, shown_options
@@ -122,6 +124,7 @@ def test_tokens_of_a_middle_layer_stand_beside_the_papers(made, tmp_path):
     assert set(table["layer"]) == {1} and len(table) == 8 * 8
     assert table.loc[4, ["reported_token", "text", "share"]].tolist() == ["NULL", " w4", 96.0]
     assert code("a|`b\n") == r"`` a\|`b\n ``" and code(" x") == "`␣x`"
+    assert code("\n  x") == r"`\n␣␣x`"
 
 
 def test_flip_count_is_experts_times_flip_rate_and_leaves_out_the_start(made, tmp_path):
@@ -132,6 +135,25 @@ def test_flip_count_is_experts_times_flip_rate_and_leaves_out_the_start(made, tm
     record = records(next(run for run in runs if run["run"] == "remoe-182m-10b-relu-e16"))[0]
     series = record.steps().set_index("step")["flip_rate"].dropna()
     assert METRICS["flip_count"].read(record, "10B") == pytest.approx(16 * series[series.index > 60].mean())
+
+
+def test_wide_intervals_stay_on_the_logarithmic_axis(seeded, tmp_path, monkeypatch):
+    runs, folder = seeded
+    row, drawn = ROWS["fig10"], []
+    monkeypatch.setattr("moe.figures.flips.mean_interval", lambda values: (float(np.mean(list(values))), 1.0))
+    monkeypatch.setattr(Picture, "write", lambda self, path: drawn.append(self))
+    options = {"scale": "laptop", "reported": REPORTED, "results": folder, "outputs": [tmp_path / "fig10.svg"]}
+    draw(row, select(row["runs"], runs), **options)
+    for axis, column in zip(drawn[0].figure.axes, ("flip_rate", "flip_count"), strict=True):
+        least, factor = drawn[0].data[column].min(), 1 + 1 / drawn[0].data["flip_rate"].min()
+        shades = [path.vertices[:, 1].min() for shade in axis.collections for path in shade.get_paths()]
+        assert shades and min(shades) == pytest.approx(least / factor), "not down to zero or below it"
+
+
+def test_bars_of_a_share_end_at_zero_and_one():
+    each = pd.DataFrame({"sparsity": [0.9, 0.05, 0.5], "interval": [0.2, 0.1, 0.1]})
+    assert np.allclose(within_shares(each), [[0.2, 0.05, 0.1], [0.1, 0.1, 0.1]])
+    assert within_shares(each.assign(interval=None)) is None, "one seed"
 
 
 def test_a_run_too_short_to_have_flips_measured_is_named(tmp_path):

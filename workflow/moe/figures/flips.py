@@ -17,6 +17,7 @@ def flips(spec, runs, *, scale, reported, results) -> Picture:
 
     Flip rate of a step: mean over layers, tokens and experts of |mask − mask one optimiser step before|, on fixed
     calibration text; measured in some steps only. A run too short for any such step has no line, and is named.
+    The axis is logarithmic and intervals may reach zero: they are shaded by the same factor up and down.
     """
     x = text(spec, "x")
     data = pd.concat([_measured(run, x) for run in runs], ignore_index=True)
@@ -30,16 +31,17 @@ def flips(spec, runs, *, scale, reported, results) -> Picture:
             axis.plot(each[x], each[column], label=called(["label", "experts"], run), **options)
             half = each[f"{column}_interval"].to_numpy(dtype=float)
             if np.isfinite(half).any():
-                axis.fill_between(
-                    each[x], each[column] - half, each[column] + half, alpha=0.15, lw=0, color=options["color"]
-                )
+                high = each[column] + half
+                axis.fill_between(each[x], each[column] ** 2 / high, high, alpha=0.15, lw=0, color=options["color"])
     axes[0, 0].set(title="(a) flip rate", xlabel=x, ylabel="share of (layer, token, expert)", yscale="log")
     axes[0, 1].set(title="(b) flip count", xlabel=x, ylabel="experts per token and layer", yscale="log")
     axes[0, 1].legend(bbox_to_anchor=(1.02, 1), loc="upper left")
     counts(*axes[0])
     without = [run["run"] for run in runs if run["run"] not in set(data["run"])]
     notes = [f"Too short for a step where flips are measured: {', '.join(without)}."] if without else []
-    notes += [seeds_sentence(data["seeds"]), text(spec, "caption")]
+    shaded = len(data) and data["seeds"].max() > 1
+    notes += [seeds_sentence(data["seeds"]), *(["Shaded by the same factor up and down."] if shaded else [])]
+    notes += [text(spec, "caption")]
     return Picture(figure, data, headline(spec, scale), text(spec, "title"), [" ".join(notes)])
 
 

@@ -10,7 +10,7 @@ from moe.figures.layout import latex
 
 def code(word: str) -> str:
     """A token as it may stand in a Markdown table: blanks and control characters are seen, nothing is markup."""
-    shown = word.replace(" ", "␣").encode("unicode_escape").decode("ascii") if not word.isprintable() else word
+    shown = word if word.isprintable() else word.encode("unicode_escape").decode("ascii")  # which leaves blanks
     shown = shown.replace(" ", "␣").replace("|", r"\|")
     fence = "``" if "`" in shown else "`"
     room = " " if fence == "``" else ""

@@ -64,11 +64,10 @@ def layer_sparsity_figure(spec, runs, *, scale, reported, results) -> Picture:
     axis = axes[0, 0]
     for run, ink in zip(runs, colours(runs), strict=True):
         each = data[data["run"] == run["run"]]
-        errors = each["interval"].astype(float) if each["interval"].notna().any() else None
         axis.errorbar(
             each["layer"],
             each["sparsity"],
-            yerr=errors,
+            yerr=within_shares(each),
             marker="o",
             markersize=4,
             capsize=2,
@@ -81,12 +80,20 @@ def layer_sparsity_figure(spec, runs, *, scale, reported, results) -> Picture:
     axis.set(xlabel="layer", ylabel="sparsity", xticks=sorted(set(data["layer"])))
     axis.legend()
     notes = [
-        "Dashed: 1 − k/E.",
+        "Dashed: 1 − k/E; bars are cut at 0 and 1.",
         seeds_sentence(data["seeds"]),
         probed_sentence(records(runs[0])[0]),
         text(spec, "caption"),
     ]
     return Picture(figure, data, headline(spec, scale), text(spec, "title"), [" ".join(notes)])
+
+
+def within_shares(each: pd.DataFrame) -> np.ndarray | None:
+    """How far the bars of a line reach down and up, [2, layers], cut at 0 and 1: a share of gates has no more."""
+    if not each["interval"].notna().any():
+        return None
+    half, share = each["interval"].to_numpy(dtype=float), each["sparsity"].to_numpy(dtype=float)
+    return np.stack([np.minimum(half, share), np.minimum(half, 1 - share)])
 
 
 def selection_frequencies(spec, runs, *, scale, reported, results) -> Picture:
