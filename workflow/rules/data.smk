@@ -28,6 +28,7 @@ rule prepare_corpus:
         "results/logs/prepare_corpus/{corpus}.log",
     benchmark:
         "results/benchmarks/prepare_corpus/{corpus}.tsv"
+    priority: 20_000  # on every core: later on, cores would have to wait for each other to be free
     conda:
         "../../envs/train.yaml"
     threads: CORES

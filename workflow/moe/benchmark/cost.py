@@ -2,7 +2,7 @@
 
 `python -m moe.benchmark.cost RUN … --corpora results/corpora --output cost.csv`, with finished runs, SMoE of each setup
 among them. Steps are timed in turns in one process group, several ranks being started by moe.launch; the memory of a
-run is that of a process of its own, since a peak cannot be told apart, nor on a CPU reset, where others are.
+run is that of a process of its own, where no other run's tensors are.
 """
 
 import argparse
@@ -13,11 +13,13 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import nullcontext
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
+from torch.profiler import ProfilerActivity, profile
 
 from moe import devices
 from moe.benchmark.contender import Contender, init_ranks_once
@@ -76,20 +78,27 @@ def by_setup(folders: list[Path]) -> list[dict[str, tuple[Path, str]]]:
 
 
 def peak(run: FinishedRun) -> float:
-    """Largest memory of a process that trains a run, GB: of the GPU, or what it adds to a CPU's process.
+    """Most bytes, in GB, that tensors of a training held at a time: weights, gradients, moments, activations.
 
-    One process and one micro-batch at a time, which hold the whole optimiser, however many ranks train.
+    One process and one micro-batch at a time, which hold the whole optimiser, however many ranks train. On a GPU the
+    allocator knows it; on a CPU the allocations and releases that the profiler saw are added up, which gives the same
+    number each time, as the memory of a process, caches and libraries included, does not.
     """
     settings = run.spec["training"]
     size = settings.get("micro_batch") or settings["batch"]
     spec = run.spec | {"training": settings | {"batch": size, "micro_batch": size, "expert_ranks": 1}}
     init_ranks_once(run.device)
-    before = psutil.Process().memory_info().rss / 1e9
-    step = Contender(run._replace(spec=spec)).training()
-    for _ in range(PEAK_STEPS):
-        step()
-    most = devices.peak_memory(run.device) * 2**30 / 1e9
-    return most if run.device.type == "cuda" else most - before
+    watched = run.device.type == "cpu"
+    gc.collect()  # what an earlier engine left is released before, not meanwhile
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) if watched else nullcontext() as seen:
+        step = Contender(run._replace(spec=spec)).training()
+        for _ in range(PEAK_STEPS):
+            step()
+    if seen is None:
+        return devices.peak_memory(run.device) * 2**30 / 1e9
+    changes = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in changes)) / 1e9
 
 
 def peak_alone(folder: Path, corpora: Path) -> float:
