@@ -164,10 +164,14 @@ def routed_with_the_same_noise(router, x_TD):
     return route(router, x_TD)
 
 
-@every_router
-@given(batch=st.integers(1, 4), shape=few_shapes, ties=ties)
-@example(batch=3, shape=(8, 8, 2, 0), ties="none")
-@example(batch=3, shape=(1, 4, 2, 0), ties="experts")
+def over_batches(test):
+    """A law over a few shapes, batches and ties; always over a batch of plain tokens and over T = 1 with ties."""
+    test = given(batch=st.integers(1, 4), shape=few_shapes, ties=ties)(test)
+    test = example(batch=3, shape=(8, 8, 2, 0), ties="none")(test)
+    return every_router(example(batch=3, shape=(1, 4, 2, 0), ties="experts")(test))
+
+
+@over_batches
 @settings(max_examples=4, deadline=None)
 def test_gates_do_not_depend_on_how_tokens_are_batched(name, batch, shape, ties):
     T, E, k, seed = shape
@@ -179,10 +183,7 @@ def test_gates_do_not_depend_on_how_tokens_are_batched(name, batch, shape, ties)
         torch.testing.assert_close(routing.gates_TE, torch.cat([p[layer].gates_TE for p in parts]))
 
 
-@every_router
-@given(batch=st.integers(1, 4), shape=few_shapes, ties=ties)
-@example(batch=3, shape=(8, 8, 2, 0), ties="none")
-@example(batch=3, shape=(1, 4, 2, 0), ties="experts")
+@over_batches
 @settings(max_examples=3, deadline=None)
 def test_sparsity_and_state_do_not_depend_on_micro_batches(name, batch, shape, ties):
     T, E, k, seed = shape

@@ -3,11 +3,11 @@
 import math
 from typing import NamedTuple
 
-from moe.figures.intervals import NORMAL_95, mean_interval, paired_error
+from moe.claims.pieces import alike, joined, own_error, text_error
+from moe.figures.intervals import NORMAL_95, mean_interval
 from moe.figures.metrics import LOCAL, METRICS, accuracies, scored_as
 from moe.figures.records import Record, records
 from moe.figures.stages import WINDOW
-from moe.figures.step_metrics import domain_losses, last_losses
 
 Terms = list[tuple[dict, float]]  # runs with their weights
 
@@ -54,9 +54,9 @@ def contrast(left: Terms, right: Terms | float, metric: str, snapshot: str, prin
         both.append((sum(parts[: len(left)]), -sum(parts[len(left) :]) if reference is None else reference))
     mean, half = mean_interval(a - b for a, b in both)
     means = (mean_interval(a for a, _ in both)[0], mean_interval(b for _, b in both)[0])
-    pieces = [_joined(each, metric, snapshot, tasks) for each in seeds]
-    note = "; ".join(filter(None, [note, _alike(pieces, [METRICS[metric].task] if METRICS[metric].task else tasks)]))
-    error = _text_error(pieces, weights)
+    pieces = [joined(each, metric, snapshot, tasks) for each in seeds]
+    note = "; ".join(filter(None, [note, alike(pieces, [METRICS[metric].task] if METRICS[metric].task else tasks)]))
+    error = text_error(pieces, weights)
     if half is not None:
         said = f"{len(seeds)} seeds; 95 % t interval of the {'paired differences' if len(terms) > 1 else 'mean'}"
         # Batches of the training are a seed's own, so that its interval has them already.
@@ -65,7 +65,7 @@ def contrast(left: Terms, right: Terms | float, metric: str, snapshot: str, prin
             said += f" (±{half:.2g}) and the evaluation text's (±{text:.2g}), in quadrature"
             half = math.hypot(half, text)
         return Measured(*means, mean, half, counted, said, note)
-    error = _own_error(seeds[0], weights, metric, snapshot) if error is None else error
+    error = own_error(seeds[0], weights, metric, snapshot) if error is None else error
     said = "one seed" if counted else "no seed enters"
     if error is None:
         return Measured(*means, mean, None, counted, f"{said}; no uncertainty known", note)
@@ -161,68 +161,3 @@ def _watched(values, seeds, weights, reference) -> tuple[list[list[float | None]
                 note = "a run did not settle: its settling time is at least what is counted here"
         filled.append(found)
     return filled, note
-
-
-def _joined(each: list[Record], metric: str, snapshot: str, tasks: list[str]) -> list:
-    """The pieces that all runs of one seed share, a frame a task (pieces as rows, runs as columns); empty: unknown."""
-    import pandas as pd
-
-    pieces = [_pieces(record, metric, snapshot, tasks) for record in each]
-    if not all(pieces):
-        return []
-    return [pd.concat(some, axis=1, join="inner") for some in zip(*pieces, strict=True)]
-
-
-def _text_error(pieces: list[list], weights: list[float]) -> float | None:
-    """Standard error of the weighted sum over windows, documents or batches, each averaged over the seeds first.
-
-    pieces: for each seed a frame a task, as `_joined` gives them. None where there are none.
-    """
-    import pandas as pd
-
-    if not all(pieces):
-        return None
-    sums = [[frame @ weights for frame in tasks] for tasks in pieces]
-    return paired_error([pd.concat(some, axis=1, join="inner").mean(axis=1) for some in zip(*sums, strict=True)])
-
-
-def _own_error(each: list[Record], weights: list[float], metric: str, snapshot: str) -> float | None:
-    """Standard error of the weighted sum where the metric says its own for each run, as speeds do; else None."""
-    errors = [METRICS[metric].error and METRICS[metric].error(record, snapshot) for record in each]
-    if any(error is None for error in errors):
-        return None
-    return math.sqrt(sum((weight * error) ** 2 for weight, error in zip(weights, errors, strict=True)))
-
-
-def _alike(pieces: list[list], tasks: list[str]) -> str:
-    """Which tasks' documents all runs compared answer alike in each seed: these cannot tell the runs apart."""
-    if not tasks or not all(pieces) or pieces[0][0].shape[1] < 2:
-        return ""
-    same = [
-        task
-        for task, frames in zip(tasks, zip(*pieces, strict=True), strict=True)
-        if all((frame.to_numpy() == frame.to_numpy()[:, :1]).all() for frame in frames)
-    ]
-    return f"all runs compared answer {', '.join(same)} alike, document by document" if same else ""
-
-
-def _pieces(record: Record, metric: str, snapshot: str, tasks: list[str]) -> list:
-    """What a metric of one seed is the mean of, a Series a task (of a loss a single one); empty where unknown."""
-    if metric == "training_loss":
-        return [last_losses(record)]
-    if METRICS[metric].of_windows:
-        return [METRICS[metric].of_windows(record, snapshot)]
-    if metric == "domain_perplexity":  # linear in the losses around each domain's mean, whose error is its own
-        losses = domain_losses(record, snapshot)
-        return [math.exp(series.mean()) * series for series in losses.values()]
-    if METRICS[metric].task:
-        tasks = [METRICS[metric].task]
-    elif metric != "mean_accuracy" or not tasks:
-        return []
-    frame, series = record.read("samples.csv"), []
-    scored = accuracies(record, snapshot)
-    for task in tasks:
-        name, _, variant = scored_as(task, scored).partition("/")
-        chosen = (frame["snapshot"] == snapshot) & (frame["task"] == name) & (frame["metric"] == variant)
-        series.append(100 * frame[chosen].set_index("document")["value"])
-    return series
