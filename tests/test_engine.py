@@ -18,10 +18,12 @@ from moe.ranks import init_ranks
 
 init_ranks(torch.device("cpu"))
 if sys.argv[1] == "whole":
-    engine._spare_one_rank = lambda *arguments: None
+    engine.spare_one_rank = lambda *arguments: None
 dtype = getattr(torch, sys.argv[2])
 torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(8, 300), nn.ReLU(), nn.LayerNorm(300), nn.Linear(300, 200), nn.Linear(200, 4)).to(dtype)
+wide = [nn.Linear(8, 256), nn.ReLU(), nn.Linear(256, 256), nn.LayerNorm(256), nn.Linear(256, 512)]  # AdamW's own pieces
+odd = [nn.Linear(512, 301), nn.ReLU(), nn.LayerNorm(301), nn.Linear(301, 200), nn.Linear(200, 256), nn.Linear(256, 4)]
+model = nn.Sequential(*wide, *odd).to(dtype)
 made = engine.build_engine(model, batch=4, micro_batch=4, ranks=1, dtype=dtype, clip=0.5, zero_stage=int(sys.argv[3]))
 for group in made.optimizer.param_groups:
     group["lr"] = 0.01

@@ -7,12 +7,12 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from moe.expert_parallel import ParallelExperts
+from moe.one_rank import spare_one_rank
 from moe.ranks import deepspeed
 
-PART = 2**15  # numbers that a core's cache holds in float64
 PLAIN_STEP = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
@@ -70,46 +70,10 @@ def build_engine(
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
     zero = deepspeed.runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer  # bfloat16 over micro-batches has another
     if ranks == 1 and not config["zero_optimization"]["contiguous_gradients"] and isinstance(engine.optimizer, zero):
-        _spare_one_rank(engine.optimizer, dtype)
+        spare_one_rank(engine.optimizer, dtype)
     if compile:
         engine.compile()
     return engine
-
-
-def _spare_one_rank(optimizer: Any, dtype: torch.dtype) -> None:
-    """Leave out what DeepSpeed does for many ranks, or in more passes over memory than it takes; the same to the bit.
-
-    A small model with many experts spends half of a step there.
-    """
-    # it would join all gradients, divide them by one, sum them over one rank and copy them back
-    optimizer.buffered_reduce_fallback = lambda *arguments, **options: None
-    if dtype == torch.float32:  # the weights that AdamW moves are the model's: none are copied back after a step
-        for own, (whole,) in zip(
-            optimizer.single_partition_of_fp32_groups, optimizer.parallel_partitioned_bit16_groups, strict=True
-        ):
-            own.data = whole.data
-        optimizer._link_all_hp_params()
-    if optimizer.bit16_groups_flat[0].device.type == "cpu":
-        optimizer.get_grad_norm_direct = _norm
-        scale_down, most = optimizer.unscale_and_clip_grads, optimizer.clip_grad
-
-        def clip(gradients: list[Tensor], norm: Tensor) -> None:
-            if not (optimizer.loss_scale == 1.0 and 0 <= (norm + 1e-6) / most <= 1):  # else it multiplies by one
-                scale_down(gradients, norm)
-
-        optimizer.unscale_and_clip_grads = clip
-
-
-def _norm(gradients: list[Tensor], params: list[Tensor], norm_type: float = 2) -> Tensor:
-    """Norm of all gradients summed in float64, −1 where it is not finite, as DeepSpeed's; in parts that fit a cache."""
-    exact, total = torch.empty(PART, dtype=torch.float64), 0.0
-    for gradient in gradients:
-        if not getattr(gradient, "_zero_padding", False):
-            for part in gradient.detach().flatten().split(PART):
-                same = exact[: part.numel()].copy_(part)
-                total += torch.dot(same, same).item()
-    norm = torch.tensor(total).float().sqrt()
-    return norm if norm.isfinite() else torch.full_like(norm, -1.0)
 
 
 def _leave_compiler_out() -> None:

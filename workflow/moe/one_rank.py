@@ -1,0 +1,112 @@
+"""What DeepSpeed's optimizer of ZeRO does for many ranks, left out where there is one: the same to the bit.
+
+A small model with many experts spends half of a step there.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+PART = 2**15  # numbers that a core's cache holds in float64
+LANES = 64  # a multiple of the numbers that AdamW moves at once
+
+
+def spare_one_rank(zero: Any, dtype: torch.dtype) -> None:
+    """Change DeepSpeed's optimizer so that it copies no gradient or weight that it need not, and passes memory less."""
+    # it would join all gradients, divide them by one, sum them over one rank and copy them back
+    zero.buffered_reduce_fallback = lambda *arguments, **options: None
+    if dtype == torch.float32:  # the weights that AdamW moves are the model's: none are copied back after a step
+        for own, (whole,) in zip(
+            zero.single_partition_of_fp32_groups, zero.parallel_partitioned_bit16_groups, strict=True
+        ):
+            own.data = whole.data
+        zero._link_all_hp_params()
+    if zero.bit16_groups_flat[0].device.type != "cpu":
+        return
+    zero.get_grad_norm_direct = _norm
+    scale_down, most, whole_step = zero.unscale_and_clip_grads, zero.clip_grad, zero.step
+
+    def clip(gradients: list[Tensor], norm: Tensor) -> None:
+        if not (zero.loss_scale == 1.0 and 0 <= (norm + 1e-6) / most <= 1):  # else it multiplies by one
+            scale_down(gradients, norm)
+
+    def step(closure: None = None) -> None:
+        norm, state = zero.scaled_global_norm(), zero.optimizer.state
+        if 0 <= norm < torch.inf and all(state.get(own) for own in zero.single_partition_of_fp32_groups):
+            _step(zero, norm)
+        else:  # what is not finite is skipped, and AdamW's state is made the first time
+            whole_step()
+
+    zero.unscale_and_clip_grads = clip
+    if dtype == torch.float32:
+        zero.step = step
+
+
+@torch.no_grad()
+def _step(zero: Any, norm: Tensor) -> None:
+    """DeepSpeed's step without the copy that joins all gradients: AdamW moves the weights of one after the other."""
+    zero.micro_step_id, zero.overflow, zero._global_grad_norm = -1, False, norm
+    for i, (own, group) in enumerate(
+        zip(zero.single_partition_of_fp32_groups, zero.optimizer.param_groups, strict=True)
+    ):
+        gradients = _pieces(zero.averaged_gradients[i])
+        zero.unscale_and_clip_grads(gradients, norm)
+        state, sizes = zero.optimizer.state[own], [gradient.numel() for gradient in gradients]
+        weights, means, squares = (x.data.split(sizes) for x in (own, state["exp_avg"], state["exp_avg_sq"]))
+        steps = [state["step"].clone() for _ in sizes]
+        adam(
+            [*weights],
+            gradients,
+            [*means],
+            [*squares],
+            [],
+            steps,
+            fused=True,
+            amsgrad=False,
+            decoupled_weight_decay=True,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+        state["step"].copy_(steps[0])
+        zero.free_grad_in_param_list(zero.params_in_partition[i])
+        zero.averaged_gradients[i] = zero.all_grad_tensors[i] = None
+    zero._lazy_init_hp_params_optimizer_state()
+
+
+def _pieces(gradients: list[Tensor]) -> list[Tensor]:
+    """The gradients in their order, flat: large ones as they are, the small ones between them joined.
+
+    Each piece begins at a multiple of LANES, as AdamW rounds the end of a tensor otherwise than what it moves at once.
+    """
+    pieces, small, size = [], [], 0
+    for gradient in gradients:
+        flat = gradient.detach().reshape(-1)
+        if flat.numel() >= PART and flat.numel() % LANES == size % LANES == 0:
+            pieces += [*_joined(small), flat]
+            small, size = [], 0
+        else:
+            small.append(flat)
+            size += flat.numel()
+    return pieces + _joined(small)
+
+
+def _joined(tensors: list[Tensor]) -> list[Tensor]:
+    return [torch.cat(tensors)] if tensors else []
+
+
+def _norm(gradients: list[Tensor], params: list[Tensor], norm_type: float = 2) -> Tensor:
+    """Norm of all gradients summed in float64, −1 where it is not finite, as DeepSpeed's; in parts that fit a cache."""
+    exact, total = torch.empty(PART, dtype=torch.float64), 0.0
+    for gradient in gradients:
+        if not getattr(gradient, "_zero_padding", False):
+            for part in gradient.detach().flatten().split(PART):
+                same = exact[: part.numel()].copy_(part)
+                total += torch.dot(same, same).item()
+    norm = torch.tensor(total).float().sqrt()
+    return norm if norm.isfinite() else torch.full_like(norm, -1.0)
