@@ -203,6 +203,32 @@ def test_validation_and_test_read_eight_streams_with_the_cache(undisturbed, corp
         assert np.mean(losses) == pytest.approx(float(row["loss"]))
 
 
+@pytest.mark.parametrize("router", ["none", "topk", "rmoe", "relu", "lory"])
+def test_several_blocks_are_read_in_one_pass_with_the_same_losses(router, monkeypatch):
+    streams = Streams(Text(250), "valid", 8, 4)  # 7 blocks a pass of the text
+    torch.manual_seed(0)
+    sizes = dict(experts=4, top_k=2) if router != "none" else {}
+    options = {"name": router} | ({"segment": 4} if router == "lory" else {})
+    model = SpanDecoder(**SPAN, router=options, **sizes)
+    model.eval()
+    read = []
+    model.register_forward_pre_hook(lambda module, inputs: read.append(tuple(inputs[0].shape)))
+
+    def losses(tokens):
+        read.clear()
+        monkeypatch.setattr(streaming, "tokens_at_once", lambda device, vocabulary: tokens)
+        return torch.stack(list(streaming.block_losses(model, streams, range(3, 17), micro_batch=2)))
+
+    one_by_one = losses(16)
+    assert set(read) == {(2, 8)} and len(read) == 2 * 14
+    together = losses(48)
+    torch.testing.assert_close(together, one_by_one, rtol=1e-5, atol=0)
+    if router == "lory":  # segments of a block, and no further
+        assert set(read) == {(2, 8)}
+    else:  # 3 to 5, 6; 7 to 9, 10 to 12, 13; 14 to 16: never on over the end of the text
+        assert [length // 8 for _, length in read[::2]] == [3, 1, 3, 3, 1, 3]
+
+
 def test_the_probe_reads_the_running_text(undisturbed, corpus):
     run = open_run(undisturbed, corpus, device="cpu")
     layers, occurrences = probe.probe(run, "all")

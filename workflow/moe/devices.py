@@ -7,6 +7,9 @@ from pathlib import Path
 
 import torch
 
+TOKENS_AT_ONCE = {"cpu": 2**12, "cuda": 2**16}  # what keeps a core's caches or a GPU busy
+LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**29}
+
 
 def pick() -> torch.device:
     """The CPU without a GPU; else the rank's own of those that its launcher was given (moe.slots)."""
@@ -33,3 +36,9 @@ def peak_memory(device: torch.device) -> float:
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def tokens_at_once(device: torch.device, vocabulary: int) -> int:
+    """Tokens of a pass of a model that is only read: fewer where the logits (tokens x vocabulary) would be large."""
+    kind = "cpu" if device.type == "cpu" else "cuda"
+    return max(1, min(TOKENS_AT_ONCE[kind], LOGITS_AT_ONCE[kind] // vocabulary))

@@ -15,14 +15,9 @@ import yaml
 from torch import nn
 
 from moe.data import Corpus, Streams, held_out
+from moe.devices import tokens_at_once
 from moe.snapshots import load_model
 from moe.wrong import did_you_mean
-
-# A forward pass of a model that is only read: as many tokens as keep a core's caches or a GPU busy, and fewer where the
-# logits (tokens x vocabulary) would be large.
-TOKENS_OF_A_BATCH = {"cpu": 2**12, "cuda": 2**16}
-LOGITS_OF_A_BATCH = {"cpu": 2**24, "cuda": 2**29}
-
 
 STREAMS = 8  # in which running text is read, for models that remember what came before (RMoE's small runs)
 
@@ -67,8 +62,7 @@ class FinishedRun(NamedTuple):
 
     def batch_tokens(self) -> int:
         """How many tokens one forward pass may have, padding included."""
-        kind = "cpu" if self.device.type == "cpu" else "cuda"
-        return max(1, min(TOKENS_OF_A_BATCH[kind], LOGITS_OF_A_BATCH[kind] // self.corpus.vocabulary))
+        return tokens_at_once(self.device, self.corpus.vocabulary)
 
     def windows_per_batch(self) -> int:
         """How many windows of the training length one forward pass may have."""

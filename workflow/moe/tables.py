@@ -16,7 +16,7 @@ from moe.table_files import load_yaml, parse_options, read_tsv
 from moe.table_finetunes import finetuned_rows, started
 
 TRAINING_MODULES = ("routers/*.py", "experts.py", "model.py", "schedule.py", "snapshots.py", "training.py")
-TRAINING_MODULES += ("ranks.py", "engine.py", "expert_parallel.py", "resume.py", "repartition.py")
+TRAINING_MODULES += ("ranks.py", "engine.py", "one_rank.py", "expert_parallel.py", "resume.py", "repartition.py")
 TRAINING_MODULES += ("attention.py", "span.py", "span_attention.py", "norms.py", "loss.py", "monitors.py")
 TRAINING_MODULES += ("streaming.py", "best.py", "expert_statistics.py")
 TRAINING_MODULES += ("data/streams.py", "data/windows.py", "data/corpus.py")
