@@ -10,6 +10,7 @@ from moe.figures.reported import columns_of, parse_match, stems
 from moe.wrong import wrong
 
 FILE = "config/figures.tsv"
+HIDDEN = ("folder", "seeds")  # what a run has besides the columns that a table may name
 
 
 def text(row: dict, column: str) -> str:
@@ -27,13 +28,12 @@ def select(query: str, runs: list[dict], *, file=FILE, row="", column="runs") ->
     """
     if not query.strip():
         return []
-    rows = [{k: v for k, v in run.items() if k != "seeds"} for run in runs]
-    known = [name for name in dict.fromkeys(name for run in rows for name in run) if name != "folder"]
     try:
-        chosen = _places(query, json.dumps(rows))
+        chosen = _places(query, json.dumps(runs))
     except NameError as error:
         name = str(error).split("'")[1] if "'" in str(error) else str(error)
         problem = f"of the query {query!r} is no column of the runs"
+        known = [column for column in dict.fromkeys(key for run in runs for key in run) if column not in HIDDEN]
         raise wrong(file, row, column, name, problem, known) from None
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
@@ -55,7 +55,7 @@ def _frame(runs: str):
     """The runs, given as JSON, as a pandas frame whose columns are numbers or text."""
     import pandas as pd
 
-    frame = pd.DataFrame(json.loads(runs))
+    frame = pd.DataFrame(json.loads(runs)).drop(columns="seeds", errors="ignore")
     for name in frame.columns:
         try:
             frame[name] = pd.to_numeric(frame[name])
