@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-PART = 2**15  # numbers that a core's cache holds in float64
+PART = 2**18  # numbers that are squared at a time: their float64 still fits a cache, and there are few parts
+SMALL = 2**15  # gradients of fewer numbers are joined
 LANES = 64  # a multiple of the numbers that AdamW moves at once
 
 
@@ -33,6 +34,8 @@ def spare_one_rank(zero: Any, dtype: torch.dtype) -> None:
             scale_down(gradients, norm)
 
     def step(closure: None = None) -> None:
+        for i, gradients in zero.averaged_gradients.items():
+            zero.averaged_gradients[i] = _pieces(gradients)
         norm, state = zero.scaled_global_norm(), zero.optimizer.state
         if 0 <= norm < torch.inf and all(state.get(own) for own in zero.single_partition_of_fp32_groups):
             _step(zero, norm)
@@ -51,7 +54,7 @@ def _step(zero: Any, norm: Tensor) -> None:
     for i, (own, group) in enumerate(
         zip(zero.single_partition_of_fp32_groups, zero.optimizer.param_groups, strict=True)
     ):
-        gradients = _pieces(zero.averaged_gradients[i])
+        gradients = zero.averaged_gradients[i]
         zero.unscale_and_clip_grads(gradients, norm)
         state, sizes = zero.optimizer.state[own], [gradient.numel() for gradient in gradients]
         weights, means, squares = (x.data.split(sizes) for x in (own, state["exp_avg"], state["exp_avg_sq"]))
@@ -87,7 +90,7 @@ def _pieces(gradients: list[Tensor]) -> list[Tensor]:
     pieces, small, size = [], [], 0
     for gradient in gradients:
         flat = gradient.detach().reshape(-1)
-        if flat.numel() >= PART and flat.numel() % LANES == size % LANES == 0:
+        if flat.numel() >= SMALL and flat.numel() % LANES == size % LANES == 0:
             pieces += [*_joined(small), flat]
             small, size = [], 0
         else:
