@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moe.branches import Branches
+
 BLOCK = 64  # queries of a block on a CPU: the upper triangle that is computed in vain is half a block
 
 
@@ -22,16 +24,22 @@ class Attention(nn.Module):
         self.out = nn.Linear(heads * head_width, width, bias=False)
         self._angles: tuple[Tensor, Tensor] | None = None  # cos, sin: cached per length, device and dtype
 
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        """x_BSD -> [B, S, D]; position s sees positions 0 … s."""
+    def forward(self, x_BSD: Tensor, branches: Branches | None = None) -> Tensor:
+        """x_BSD -> [B, S, D]; position s sees positions 0 … s, or those that its branch sees (at inference)."""
         batch, positions, _ = x_BSD.shape
         heads_BSHC = self.qkv(x_BSD).view(batch, positions, self.heads + 2 * self.kv_heads, -1)
         qk_BSHC, v_BSKC = heads_BSHC.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
-        q_BSHC, k_BSKC = self._rotate(qk_BSHC).split([self.heads, self.kv_heads], dim=2)
-        y_BHSC = causal_attention(q_BSHC.transpose(1, 2), k_BSKC.transpose(1, 2), v_BSKC.transpose(1, 2))
+        q_BSHC, k_BSKC = self._rotate(qk_BSHC, branches).split([self.heads, self.kv_heads], dim=2)
+        q_BHSC, k_BKSC, v_BKSC = (heads.transpose(1, 2) for heads in (q_BSHC, k_BSKC, v_BSKC))
+        if branches is None:
+            y_BHSC = causal_attention(q_BHSC, k_BKSC, v_BKSC)
+        else:
+            seen_B1SS = branches.seen_BSS[:, None]
+            grouped = self.heads != self.kv_heads
+            y_BHSC = F.scaled_dot_product_attention(q_BHSC, k_BKSC, v_BKSC, attn_mask=seen_B1SS, enable_gqa=grouped)
         return self.out(y_BHSC.transpose(1, 2).reshape(batch, positions, -1))
 
-    def _rotate(self, x_BSHC: Tensor) -> Tensor:
+    def _rotate(self, x_BSHC: Tensor, branches: Branches | None = None) -> Tensor:
         """Rotary positions, halves convention: (a, b) -> (a cos − b sin, b cos + a sin)."""
         positions, width = x_BSHC.shape[1], x_BSHC.shape[3]
         cached = self._angles
@@ -42,7 +50,10 @@ class Attention(nn.Module):
             or cached[0].dtype != x_BSHC.dtype
         ):
             self._angles = cached = rotary(positions, width, self.rope_base, x_BSHC)
-        return _Rotate.apply(x_BSHC, *cached)
+        cos_S1C, sin_S1C = cached
+        if branches is not None:
+            return _rotated(x_BSHC, cos_S1C[branches.positions_BS], sin_S1C[branches.positions_BS], 1)
+        return _Rotate.apply(x_BSHC, cos_S1C, sin_S1C)
 
 
 class _Rotate(torch.autograd.Function):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from moe.attention import Attention
+from moe.branches import Branches
 from moe.experts import Experts, swiglu
 from moe.loss import head_loss
 from moe.norms import RMSNorm
@@ -29,6 +30,8 @@ class Decoder(nn.Module):
     init_std: of every matrix, embeddings and router included; scaled_init divides it by √(2·layers) for the output
         projections of attention and experts (ReMoE's Megatron; RMoE's large model does not).
     """
+
+    reads_branches = True
 
     def __init__(
         self,
@@ -91,6 +94,7 @@ class Decoder(nn.Module):
         prompts_B: Tensor | None = None,
         real_BS: Tensor | None = None,
         places_N: Tensor | None = None,
+        branches: Branches | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Next-token logits [B, S, V]; given targets, instead (language-modelling loss, router loss), nats per token.
 
@@ -99,6 +103,7 @@ class Decoder(nn.Module):
         real_BS: which tokens are no padding. Padding is routed to no expert and enters no router's loss (but for a
             router that merges experts by segments of whole sequences); targets of IGNORED are in no loss.
         places_N: tokens, counted through all sequences, whose logits alone are wanted: then [N, V].
+        branches: where a row holds several texts that begin alike; for routers that look at each token alone.
         """
         sequences, kept_T = Sequences(tokens_BS, prompts_B), None
         if real_BS is not None and self.router is not None and not self.router.gates.merges:
@@ -107,7 +112,7 @@ class Decoder(nn.Module):
         x_BSD = self.embed(tokens_BS)
         memory, router_loss = None, x_BSD.new_zeros((), dtype=torch.float32)
         for layer, block in enumerate(self.blocks):
-            arguments = (x_BSD, self.router, layer, memory, sequences, kept_T)
+            arguments = (x_BSD, self.router, layer, memory, sequences, kept_T, branches)
             if self.checkpointing and self.training:
                 x_BSD, routing = checkpoint(block, *arguments, use_reentrant=False)
             else:
@@ -144,9 +149,9 @@ class Block(nn.Module):
             self.experts = Experts(experts, width, ffn_width)
         self.shared = FeedForward(width, shared_width) if shared_width else None
 
-    def forward(self, x_BSD, router, layer, memory, sequences, kept_T=None):
+    def forward(self, x_BSD, router, layer, memory, sequences, kept_T=None, branches=None):
         """kept_T: places among all tokens of those that are no padding; None: all are."""
-        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD))
+        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), branches)
         h_BSD = self.experts_norm(x_BSD)
         if self.shared is not None:
             x_BSD = x_BSD + self.shared(h_BSD)

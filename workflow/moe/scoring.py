@@ -7,10 +7,12 @@ positions of a row, V vocabulary.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from moe.branches import Tree, branches_of, grow
 from moe.command_line import progress
 
 Pair = tuple[list[int], list[int]]  # context (not empty) and continuation
@@ -37,13 +39,30 @@ def padded(rows: list[list[int]], device: torch.device) -> Tensor:
     return torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
 
 
-def batches(inputs: list[Input], batch_tokens: int) -> Iterator[list[Input]]:
-    """Inputs, longest first, in batches that have at most `batch_tokens` tokens with their padding."""
-    inputs = sorted(inputs, key=lambda given: (-len(given[0]), given))
-    while inputs:
-        size = max(1, batch_tokens // len(inputs[0][0]))
-        yield inputs[:size]
-        inputs = inputs[size:]
+class Row(NamedTuple):
+    """Inputs that begin alike, and the row that the model reads in their stead."""
+
+    inputs: list[Input]
+    tree: Tree
+    tokens: list[int]
+
+
+def rows_of(inputs: list[Input], longest: int) -> list[Row]:
+    """Inputs in rows, shared ones of at most `longest` tokens; 0: each is a row of its own."""
+    if longest:
+        trees = grow([tokens for tokens, _ in inputs], longest)
+        return [Row([(text, 0) for text in tree.texts], tree, tree.row) for tree in trees]
+    return [Row([given], Tree([given[0]], len(given[0])), list(given[0])) for given in inputs]
+
+
+def batches(rows: list[Row], batch_tokens: int) -> Iterator[list[Row]]:
+    """Rows, shared ones first and the longest first, in batches of at most `batch_tokens` tokens with their padding."""
+    rows = sorted(rows, key=lambda row: (len(row.inputs) == 1, -len(row.tokens), row.inputs))
+    while rows:
+        size, plain = max(1, batch_tokens // len(rows[0].tokens)), len(rows[0].inputs) == 1
+        batch = [row for row in rows[:size] if (len(row.inputs) == 1) == plain]
+        yield batch
+        rows = rows[len(batch) :]
 
 
 def merges(model: nn.Module) -> bool:
@@ -66,7 +85,8 @@ def score(
     """For each (context, continuation): log-probability in nats, and whether greedy decoding would say it.
 
     prompted: contexts are prompts, which a router that merges experts (Lory) routes once; False for running text.
-    Requests that put the same tokens into the model share its forward pass (equal requests; choices of one token).
+    Requests that put the same tokens into the model share its forward pass (equal requests; choices of one token), and
+    those that begin alike (the choices of a question) what they share of it, where the router sees each token alone.
     `vocabulary`: tokens that the tokenizer knows; ids above it are padding of the embedding and never the greedy one.
     """
     asked: Asked = defaultdict(list)
@@ -78,39 +98,44 @@ def score(
             prompt = len(tokens) - len(targets) + 1 if prompts_matter else 0
             asked[tuple(tokens), prompt].append((request, targets))
     logprobs, greedy = [[] for _ in pairs], [True] * len(pairs)
+    shares = getattr(model, "reads_branches", False) and not merges(model)
     bar = progress(describe, len(asked), "sequence")
-    for batch in batches(list(asked), batch_tokens):
-        prompts_B = torch.tensor([prompt for _, prompt in batch], device=device) if prompts_matter else None
-        tokens_BS = padded([list(tokens) for tokens, _ in batch], device)
+    for batch in batches(rows_of(list(asked), 2 * length if shares else 0), batch_tokens):
+        inputs = [given for row in batch for given in row.inputs]
+        prompts_B = torch.tensor([prompt for _, prompt in inputs], device=device) if prompts_matter else None
+        tokens_BS = padded([row.tokens for row in batch], device)
         places_N = torch.tensor(places(batch, asked, tokens_BS.shape[1]), device=device)
-        logits_NV = model(tokens_BS, prompts_B=prompts_B, places_N=places_N)
-        for request, picked, best in read(logits_NV, batch, asked, vocabulary):
+        branches = branches_of([row.tree for row in batch], tokens_BS.shape[1], device)
+        further = {"branches": branches} if branches else {}
+        logits_NV = model(tokens_BS, prompts_B=prompts_B, places_N=places_N, **further)
+        for request, picked, best in read(logits_NV, inputs, asked, vocabulary):
             logprobs[request] += picked
             greedy[request] &= best
-        bar.update(len(batch))
+        bar.update(len(inputs))
     bar.close()
     return [(math.fsum(picked), best) for picked, best in zip(logprobs, greedy, strict=True)]
 
 
-def places(batch: list[Input], asked: Asked, length: int) -> list[int]:
-    """Where the logits for a batch's targets stand, counted through its rows of `length` tokens.
+def places(batch: list[Row], asked: Asked, length: int) -> list[int]:
+    """Where the logits for a batch's targets stand, counted through its rows of `length` tokens, input by input.
 
     Of each input as many of its last tokens as the longest piece asked of it has targets: the head of a model is made
     for these alone, since it would be the largest part of a model with many words.
     """
     found = []
-    for row, given in enumerate(batch):
-        end = row * length + len(given[0])
-        found += range(end - max(len(piece) for _, piece in asked[given]), end)
+    for number, row in enumerate(batch):
+        for given, path in zip(row.inputs, row.tree.paths, strict=True):
+            last = max(len(piece) for _, piece in asked[given])
+            found += [number * length + place for place in path[-last:]]
     return found
 
 
 def read(
-    logits_NV: Tensor, batch: list[Input], asked: Asked, vocabulary: int | None
+    logits_NV: Tensor, inputs: list[Input], asked: Asked, vocabulary: int | None
 ) -> Iterator[tuple[int, list[float], bool]]:
     """What the logits at `places` say of each piece asked: request, log-probability of each target, all greedy?"""
     rows, targets, stop = [], [], 0
-    for given in batch:
+    for given in inputs:
         stop += max(len(piece) for _, piece in asked[given])
         for _, piece in asked[given]:
             rows += range(stop - len(piece), stop)
@@ -119,7 +144,7 @@ def read(
     best = logits_NV[:, :vocabulary].argmax(-1)[rows].tolist()
     picked = logits_NV.log_softmax(-1)[rows, targets].tolist()
     start = 0
-    for request, piece in (pair for given in batch for pair in asked[given]):
+    for request, piece in (pair for given in inputs for pair in asked[given]):
         end = start + len(piece)
         yield request, picked[start:end], best[start:end] == piece
         start = end
