@@ -203,7 +203,7 @@ def test_validation_and_test_read_eight_streams_with_the_cache(undisturbed, corp
         assert np.mean(losses) == pytest.approx(float(row["loss"]))
 
 
-@pytest.mark.parametrize("router", ["none", "topk", "rmoe", "relu", "lory"])
+@pytest.mark.parametrize("router", ["none", "topk", "rmoe", "relu", "expert-choice", "lory"])
 def test_several_blocks_are_read_in_one_pass_with_the_same_losses(router, monkeypatch):
     streams = Streams(Text(250), "valid", 8, 4)  # 7 blocks a pass of the text
     torch.manual_seed(0)

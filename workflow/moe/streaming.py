@@ -94,9 +94,8 @@ def block_losses(
 
 
 def _blocks_at_once(model: nn.Module, tokens: int) -> int:
-    """Blocks of a pass, of so many tokens each; one where a router looks at more than a token (expert choice, Lory)."""
-    gates = getattr(model.router, "gates", None)
-    if gates is not None and (gates.leaks or gates.merges):
+    """Blocks of a pass, of so many tokens each; one where the router looks at more than a token (Lory)."""
+    if model.router is not None and model.router.gates.merges:
         return 1
     return max(1, tokens_at_once(next(model.parameters()).device, model.head.out_features) // tokens)
 
