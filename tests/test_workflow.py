@@ -21,6 +21,8 @@ from moe.table_files import read_tsv
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "HF_"))}
 ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+BIN = str(Path(sys.executable).parent)
+INACTIVE = ENVIRONMENT | {"PATH": os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if p != BIN)}
 RUNS = [row["run"] for row in read_tsv(ROOT / "config/runs.tsv")]
 TUNED = [row["run"] for row in read_tsv(ROOT / "config/finetunes.tsv")]
 KILLS = 20  # of one workflow, at moments drawn from the seeds 0, 1, …
@@ -30,9 +32,9 @@ CLAIMS = {(row["paper"], row["claim"]) for row in read_tsv(ROOT / "config/claims
 
 def snakemake(folder, *arguments, ok=True, config=()):
     """Run the workflow in `folder`; what it printed."""
-    command = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--cores", "2"]
+    command = [f"{BIN}/snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--cores", "2"]
     command += ["--workflow-profile", str(ROOT / "profiles/default"), *arguments, "--config", "scale=smoke", *config]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, cwd=folder)
+    done = subprocess.run(command, env=INACTIVE, capture_output=True, text=True, cwd=folder)
     output = done.stdout + done.stderr
     assert (done.returncode == 0) == ok, output[-6000:]
     return output
