@@ -12,7 +12,7 @@ sys.path.insert(0, str(WORKFLOW))
 # Every job, script or shell, imports the local package as `moe`; only the fetching rules may use a network.
 os.environ.update(PYTHONPATH=str(WORKFLOW), HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="true")
 # and `python` is the one that runs Snakemake, whether or not its environment is active
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
 
 from moe.claims import check_claims, files_judged, runs_judged
 from moe.figures import check_figures, files_drawn, select
