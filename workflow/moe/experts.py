@@ -3,11 +3,15 @@
 Shape letters: T tokens, D model width, E experts, F expert width, N routed (token, expert) pairs, sorted by expert.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+CACHED = 2**20  # numbers that stay in a CPU's cache for a while
 
 
 class Pairs(NamedTuple):
@@ -124,24 +128,44 @@ def swiglu(both: Tensor) -> Tensor:
 
 
 class _SwiGLU(torch.autograd.Function):
-    """In few passes: the gradient of both halves is made where it belongs, with nothing beside it."""
+    """In few passes, on a CPU over few rows at a time; the gradient of both halves is made where it belongs."""
 
     @staticmethod
     def forward(ctx, both: Tensor) -> Tensor:
         ctx.save_for_backward(both)
-        gate, up = both.chunk(2, -1)
-        return F.silu(gate).mul_(up)
+        hidden = both.new_empty(*both.shape[:-1], both.shape[-1] // 2)
+        _by_rows(_hidden, both, hidden)
+        return hidden
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
         (both,) = ctx.saved_tensors
-        gate, up = both.chunk(2, -1)
         grad_both = torch.empty_like(both)
-        grad_gate, grad_up = grad_both.chunk(2, -1)
-        torch.ops.aten.silu.out(gate, out=grad_up).mul_(grad)
-        torch.mul(grad, up, out=grad_gate)
-        torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)
+        _by_rows(_grad_of_halves, both, grad, grad_both)
         return grad_both
+
+
+def _hidden(both: Tensor, hidden: Tensor) -> None:
+    gate, up = both.chunk(2, -1)
+    torch.ops.aten.silu.out(gate, out=hidden).mul_(up)
+
+
+def _grad_of_halves(both: Tensor, grad: Tensor, grad_both: Tensor) -> None:
+    gate, up = both.chunk(2, -1)
+    grad_gate, grad_up = grad_both.chunk(2, -1)
+    torch.ops.aten.silu.out(gate, out=grad_up).mul_(grad)
+    torch.mul(grad, up, out=grad_gate)
+    torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)
+
+
+def _by_rows(function: Callable[..., None], *tensors: Tensor) -> None:
+    """On a CPU large tensors part by part: what one pass of the function leaves is still in the cache for the next."""
+    parts = -(-tensors[0].numel() // CACHED) if tensors[0].device.type == "cpu" else 1
+    if parts <= 1:
+        function(*tensors)
+    else:
+        for rows in zip(*(tensor.chunk(parts) for tensor in tensors), strict=True):
+            function(*rows)
 
 
 def merge(weights: dict[str, Tensor], gates_TE: Tensor, segments: list[int]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Logits of a chunk: few enough to stay in a CPU's cache, many enough to fill a GPU.
-CHUNK = {"cpu": 2**21, "cuda": 2**27}
+# Bytes of a chunk's logits: few enough to stay in a CPU's cache, many enough to fill a GPU.
+CHUNK = {"cpu": 2**23, "cuda": 2**28}
 
 
 def head_loss(x_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, bias_V: Tensor | None = None) -> Tensor:
@@ -28,22 +28,33 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx, x_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, bias_V: Tensor | None) -> Tensor:
         tokens, words = x_TD.shape[0], weight_VD.shape[0]
         exact = torch.promote_types(x_TD.dtype, torch.float32)
-        rows = max(1, CHUNK.get(x_TD.device.type, CHUNK["cuda"]) // words)
+        rows = max(1, CHUNK.get(x_TD.device.type, CHUNK["cuda"]) // (words * x_TD.element_size()))
         wanted = any(ctx.needs_input_grad)
         grad_TD = torch.empty_like(x_TD) if wanted else None
         grad_VD = torch.zeros_like(weight_VD, dtype=exact) if wanted else None
         grad_V = torch.zeros_like(bias_V, dtype=exact) if wanted and bias_V is not None else None
         total = x_TD.new_zeros((), dtype=exact)
+        # one chunk's memory for all of them: it is still in the cache, and nothing is allocated in between
+        all_logits = x_TD.new_empty(min(rows, tokens), words)
+        all_probs = torch.empty_like(all_logits, dtype=exact)
         for start in range(0, tokens, rows):
             x_CD, targets_C1 = x_TD[start : start + rows], targets_T[start : start + rows, None]
-            logits_CV = F.linear(x_CD, weight_VD, bias_V)
-            probs_CV = logits_CV.softmax(-1, dtype=exact)
+            logits_CV, probs_CV = all_logits[: len(x_CD)], all_probs[: len(x_CD)]
+            if bias_V is None:
+                torch.mm(x_CD, weight_VD.t(), out=logits_CV)
+            else:
+                torch.addmm(bias_V, x_CD, weight_VD.t(), out=logits_CV)
+            if exact == x_TD.dtype:
+                torch.softmax(logits_CV, -1, out=probs_CV)
+            else:
+                torch.softmax(probs_CV.copy_(logits_CV), -1, out=probs_CV)
             # log Σ exp from the largest probability, which cannot underflow: one pass fewer than logsumexp
             log_total_C = logits_CV.amax(-1).to(exact) - probs_CV.amax(-1).log()
             total += (log_total_C - logits_CV.gather(-1, targets_C1)[:, 0]).sum()
             if wanted:
                 error_CV = probs_CV.scatter_add_(-1, targets_C1, probs_CV.new_full((1, 1), -1.0).expand_as(targets_C1))
-                error_CV = error_CV.to(x_TD.dtype)
+                if exact != x_TD.dtype:
+                    error_CV = logits_CV.copy_(error_CV)
                 if grad_V is not None:
                     grad_V += error_CV.sum(0, dtype=exact)
                 torch.mm(error_CV, weight_VD, out=grad_TD[start : start + rows])

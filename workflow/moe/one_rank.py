@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 PART = 2**18  # numbers that are squared at a time: their float64 still fits a cache, and there are few parts
+MOVED = 2**20  # numbers that AdamW moves at a time in bfloat16
 SMALL = 2**15  # gradients of fewer numbers are joined
 LANES = 64  # a multiple of the numbers that AdamW moves at once
 
@@ -42,44 +43,72 @@ def spare_one_rank(zero: Any, dtype: torch.dtype) -> None:
         else:  # what is not finite is skipped, and AdamW's state is made the first time
             whole_step()
 
-    zero.unscale_and_clip_grads = clip
-    if dtype == torch.float32:
-        zero.step = step
+    zero.unscale_and_clip_grads, zero.step = clip, step
 
 
 @torch.no_grad()
 def _step(zero: Any, norm: Tensor) -> None:
-    """DeepSpeed's step without the copy that joins all gradients: AdamW moves the weights of one after the other."""
+    """DeepSpeed's step without the copy that joins all gradients: AdamW moves the weights of one after the other.
+
+    In bfloat16 it moves its float32 weights part by part: a part of the gradient becomes float32, and a part of the
+    model's weights is written, while both are in a cache.
+    """
     zero.micro_step_id, zero.overflow, zero._global_grad_norm = -1, False, norm
-    for i, (own, group) in enumerate(
-        zip(zero.single_partition_of_fp32_groups, zero.optimizer.param_groups, strict=True)
-    ):
-        gradients = zero.averaged_gradients[i]
-        zero.unscale_and_clip_grads(gradients, norm)
-        state, sizes = zero.optimizer.state[own], [gradient.numel() for gradient in gradients]
-        weights, means, squares = (x.data.split(sizes) for x in (own, state["exp_avg"], state["exp_avg_sq"]))
-        steps = [state["step"].clone() for _ in sizes]
-        adam(
-            [*weights],
-            gradients,
-            [*means],
-            [*squares],
-            [],
-            steps,
-            fused=True,
-            amsgrad=False,
-            decoupled_weight_decay=True,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
+    for i, (own, (model,), group) in enumerate(
+        zip(
+            zero.single_partition_of_fp32_groups,
+            zero.parallel_partitioned_bit16_groups,
+            zero.optimizer.param_groups,
+            strict=True,
         )
-        state["step"].copy_(steps[0])
+    ):
+        gradients, state, exact = zero.averaged_gradients[i], zero.optimizer.state[own], own.dtype == model.dtype
+        if not exact:
+            gradients = [part for gradient in gradients for part in gradient.split(MOVED)]
+        sizes, steps = [gradient.numel() for gradient in gradients], state["step"].clone()
+        columns = [x.data.split(sizes) for x in (own, state["exp_avg"], state["exp_avg_sq"])]
+        if exact:
+            zero.unscale_and_clip_grads(gradients, norm)
+            _adamw(gradients, *columns, steps, group)
+        else:
+            memory = torch.empty(MOVED, dtype=own.dtype)
+            for gradient, target, *moved in zip(gradients, model.data.split(sizes), *columns, strict=True):
+                same = memory[: gradient.numel()].copy_(gradient)
+                zero.unscale_and_clip_grads([same], norm)
+                _adamw([same], *([x] for x in moved), steps, group)
+                target.copy_(moved[0])
+        state["step"].add_(1)
         zero.free_grad_in_param_list(zero.params_in_partition[i])
         zero.averaged_gradients[i] = zero.all_grad_tensors[i] = None
     zero._lazy_init_hp_params_optimizer_state()
+
+
+def _adamw(
+    gradients: list[Tensor],
+    weights: list[Tensor],
+    means: list[Tensor],
+    squares: list[Tensor],
+    steps: Tensor,
+    group: dict[str, Any],
+) -> None:
+    """AdamW's step number `steps` + 1 on these tensors."""
+    adam(
+        [*weights],
+        gradients,
+        [*means],
+        [*squares],
+        [],
+        [steps.clone() for _ in gradients],
+        fused=True,
+        amsgrad=False,
+        decoupled_weight_decay=True,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )
 
 
 def _pieces(gradients: list[Tensor]) -> list[Tensor]:
