@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import os
 from types import MethodType
 from typing import Any
 from unittest.mock import patch
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from moe.expert_parallel import ParallelExperts
+from moe.experts import Experts
 from moe.one_rank import spare_one_rank
 from moe.ranks import deepspeed
 
@@ -66,7 +68,7 @@ def build_engine(
     if ranks == 1:  # nothing is summed over ranks, so nothing needs more digits for it
         config["communication_data_type"] = {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
     if compile:
-        torch._dynamo.config.disable = False
+        _switch_compiler_on(model)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
     zero = deepspeed.runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer  # bfloat16 over micro-batches has another
     if ranks == 1 and not config["zero_optimization"]["contiguous_gradients"] and isinstance(engine.optimizer, zero):
@@ -74,6 +76,19 @@ def build_engine(
     if compile:
         engine.compile()
     return engine
+
+
+def _switch_compiler_on(model: nn.Module) -> None:
+    """What moe.ranks switched off for DeepSpeed's import, but for the experts.
+
+    How many rows each expert has is known only when it runs, and the compiler knows grouped products in bfloat16 only.
+    """
+    os.environ.pop("TORCHDYNAMO_DISABLE", None)
+    torch._dynamo.config.disable = False
+    torch._dynamo.config.allow_unspec_int_on_nn_module = True  # a router counts its steps: no code for each of them
+    for module in model.modules():
+        if isinstance(module, Experts):
+            module.forward = torch.compiler.disable(module.forward)
 
 
 def _leave_compiler_out() -> None:
