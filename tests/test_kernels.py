@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from moe import loss
+from moe import experts, loss
 from moe.attention import BLOCK, Attention, causal_attention
 from moe.experts import swiglu
 from moe.loss import head_loss
@@ -24,7 +24,7 @@ def test_head_loss_is_the_cross_entropy_of_the_logits(tokens, words, chunk, seed
     x, weight = torch.randn(tokens, 8, requires_grad=True), torch.randn(words, 8, requires_grad=True)
     targets = torch.randint(words, (tokens,))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(loss.CHUNK, "cpu", chunk)
+        patch.setitem(loss.CHUNK, "cpu", 4 * chunk)
         mine = head_loss(x, weight, targets)
     reference = F.cross_entropy(x @ weight.t(), targets)
     torch.testing.assert_close(mine, reference)
@@ -37,7 +37,7 @@ def test_head_loss_with_a_bias_has_the_right_gradients():
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((5, 4), (7, 4), (7,))]
     targets = torch.randint(7, (5,))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(loss.CHUNK, "cpu", 14)  # several chunks
+        patch.setitem(loss.CHUNK, "cpu", 8 * 14)  # two tokens at a time, and one
         assert torch.autograd.gradcheck(lambda x, weight, bias: head_loss(x, weight, targets, bias), inputs)
         mine = head_loss(*inputs[:2], targets, inputs[2])
     torch.testing.assert_close(mine, F.cross_entropy(F.linear(*inputs), targets))
@@ -55,8 +55,10 @@ def test_head_loss_without_gradients_makes_none():
     assert not value.requires_grad
 
 
-def test_head_loss_in_bfloat16_sums_in_float32():
+@pytest.mark.parametrize("chunk", [300, 128, 1])
+def test_head_loss_in_bfloat16_sums_in_float32(chunk, monkeypatch):
     torch.manual_seed(0)
+    monkeypatch.setitem(loss.CHUNK, "cpu", 2 * 50 * chunk)
     x, weight, targets = torch.randn(300, 16), torch.randn(50, 16) * 0.1, torch.randint(50, (300,))
     halves = x.bfloat16().requires_grad_(), weight.bfloat16().requires_grad_()
     value = head_loss(*halves, targets)
@@ -91,7 +93,7 @@ def double(*shape):
 
 def test_gradients_in_double_precision(monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setitem(loss.CHUNK, "cpu", 15)
+    monkeypatch.setitem(loss.CHUNK, "cpu", 8 * 15)
     targets = torch.randint(5, (7,))
     assert torch.autograd.gradcheck(lambda x, w: head_loss(x, w, targets), (double(7, 3), double(5, 3)))
     assert torch.autograd.gradcheck(swiglu, (double(4, 6),))
@@ -103,8 +105,11 @@ def test_gradients_in_double_precision(monkeypatch):
     assert torch.autograd.gradcheck(causal_attention, (double(2, 4, 7, 2), double(2, 2, 7, 2), double(2, 2, 7, 2)))
 
 
-def test_swiglu_is_silu_of_one_half_times_the_other():
-    both = torch.randn(6, 10, requires_grad=True)
+@pytest.mark.parametrize("shape", [(6, 10), (3, 2, 10), (1, 10), (0, 10)])
+@pytest.mark.parametrize("cached", [2**20, 20, 7, 1])
+def test_swiglu_is_silu_of_one_half_times_the_other(shape, cached, monkeypatch):
+    monkeypatch.setattr(experts, "CACHED", cached)  # numbers of a part: all, two rows, or fewer than one row
+    both = torch.randn(shape, requires_grad=True)
     gate, up = both.chunk(2, -1)
     torch.testing.assert_close(swiglu(both), F.silu(gate) * up)
     for a, b in zip(gradients(swiglu(both), [both]), gradients(F.silu(gate) * up, [both]), strict=True):

@@ -320,6 +320,15 @@ def test_a_compiled_model_trains_to_the_same_numbers(undisturbed, corpus, tmp_pa
         assert float(mine["loss"]) == pytest.approx(float(other["loss"]), rel=1e-3)
 
 
+def test_the_compiler_is_not_even_imported_where_nothing_is_compiled(corpus, tmp_path):
+    folder = write_spec(tmp_path / "run", "topk")
+    line = [sys.executable, "-X", "importtime", "-m", *command(folder, corpus)[4:]]  # without the launcher
+    done = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True)
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert done.returncode == 0 and {"deepspeed", "moe.training"} <= imported
+    assert "torch._dynamo" not in imported and "torch._inductor" not in imported
+
+
 def test_a_finished_run_opens_as_the_model_it_describes(undisturbed):
     model, spec = load_model(undisturbed("rmoe"), "all")
     assert not model.training and spec["run"] == "tiny"

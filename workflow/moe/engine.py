@@ -1,17 +1,14 @@
 """DeepSpeed's engine around a model: AdamW, ZeRO, clipping, gradients summed over micro-batches."""
 
-import importlib
 import inspect
-import os
 from types import MethodType
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import nn
 
+from moe.compiler import leave_compiler_out, prepare_compiler
 from moe.expert_parallel import ParallelExperts
-from moe.experts import Experts
 from moe.one_rank import spare_one_rank
 from moe.ranks import deepspeed
 
@@ -45,7 +42,7 @@ def build_engine(
         parameter_groups = deepspeed.moe.utils.split_params_into_different_moe_groups_for_optimizer(parameter_groups)
     parameter_groups = [group for group in parameter_groups if group["params"]]
     if not compile:
-        _leave_compiler_out()
+        leave_compiler_out()
     optimizer = torch.optim.AdamW(parameter_groups, lr=0.0, betas=tuple(betas), eps=eps, fused=True)
     if not compile:
         optimizer.step = MethodType(PLAIN_STEP, optimizer)
@@ -68,7 +65,7 @@ def build_engine(
     if ranks == 1:  # nothing is summed over ranks, so nothing needs more digits for it
         config["communication_data_type"] = {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
     if compile:
-        _switch_compiler_on(model)
+        prepare_compiler()
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
     zero = deepspeed.runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer  # bfloat16 over micro-batches has another
     if ranks == 1 and not config["zero_optimization"]["contiguous_gradients"] and isinstance(engine.optimizer, zero):
@@ -76,29 +73,3 @@ def build_engine(
     if compile:
         engine.compile()
     return engine
-
-
-def _switch_compiler_on(model: nn.Module) -> None:
-    """What moe.ranks switched off for DeepSpeed's import, but for the experts.
-
-    How many rows each expert has is known only when it runs, and the compiler knows grouped products in bfloat16 only.
-    """
-    os.environ.pop("TORCHDYNAMO_DISABLE", None)
-    torch._dynamo.config.disable = False
-    torch._dynamo.config.allow_unspec_int_on_nn_module = True  # a router counts its steps: no code for each of them
-    for module in model.modules():
-        if isinstance(module, Experts):
-            module.forward = torch.compiler.disable(module.forward)
-
-
-def _leave_compiler_out() -> None:
-    """Keep PyTorch's compiler from being imported, 1.5 s a process, where nothing is compiled.
-
-    DeepSpeed's Muon, never used here, compiles functions at import; an optimiser imports the compiler only to keep it
-    away from its bookkeeping (PLAIN_STEP is AdamW's step without that).
-    """
-    with patch.object(torch, "compile", lambda function=None, **options: function or (lambda later: later)):
-        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
-    for method in vars(torch.optim.Optimizer).values():
-        if hasattr(method, "__wrapped__"):
-            vars(method.__wrapped__).setdefault("__dynamo_disable", method.__wrapped__)

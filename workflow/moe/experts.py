@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 CACHED = 2**20  # numbers that stay in a CPU's cache for a while
 
 
@@ -124,6 +123,9 @@ class ReLUExperts(Experts):
 
 def swiglu(both: Tensor) -> Tensor:
     """silu(gate) · up of [..., 2F], gate beside up -> [..., F]."""
+    if torch.compiler.is_compiling():
+        gate, up = both.chunk(2, -1)
+        return F.silu(gate) * up
     return _SwiGLU.apply(both)
 
 

@@ -5,7 +5,6 @@ Shape letters: T tokens, D width, V words, C tokens of a chunk.
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 # Bytes of a chunk's logits: few enough to stay in a CPU's cache, many enough to fill a GPU.
 CHUNK = {"cpu": 2**23, "cuda": 2**28}

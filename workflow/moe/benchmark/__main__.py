@@ -62,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, help="CSV to write")
     parser.add_argument("--parts", default="routers,experts,peers", help=f"some of {','.join(PARTS)}")
-    parser.add_argument("--rounds", type=int, default=11, help="turns that count")
+    parser.add_argument("--rounds", type=int, default=21, help="turns that count")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="on a CPU, but for peers")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--setups", type=Path, nargs="*", default=[], help="of part mfu")

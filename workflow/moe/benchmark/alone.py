@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
@@ -14,16 +15,18 @@ from moe.benchmark.turns import wait
 class Alone:
     """Calling it runs one step there.
 
-    build: function of a module, which makes a step of `arguments`; it is called in the new process.
+    build: function of a module, which makes a step of what follows; it is called in the new process.
     Raises RuntimeError when the process has ended.
     """
 
-    def __init__(self, build: Callable[..., Callable[[], float]], *arguments: Any):
+    def __init__(self, build: Callable[..., Callable[[], float]], *arguments: Any, **options: Any):
         context = get_context("forkserver")
         context.set_forkserver_preload([build.__module__])  # imported once for all of them
         self.pipe, theirs = context.Pipe()
         threads = torch.get_num_threads()
-        self.process = context.Process(target=_serve, args=(theirs, threads, build, arguments), daemon=True)
+        self.process = context.Process(
+            target=_serve, args=(theirs, threads, partial(build, *arguments, **options)), daemon=True
+        )
         self.process.start()
         theirs.close()
         self._answer()
@@ -46,11 +49,11 @@ class Alone:
             raise RuntimeError(f"the contender's process ended with {self.process.exitcode}") from None
 
 
-def _serve(pipe: Connection, threads: int, build: Callable[..., Callable[[], float]], arguments: tuple) -> None:
+def _serve(pipe: Connection, threads: int, build: Callable[[], Callable[[], float]]) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):  # of the process group of whoever asks
         os.environ.pop(name, None)
     torch.set_num_threads(threads)
-    step = build(*arguments)
+    step = build()
     answer = 0.0
     while True:
         pipe.send(answer)

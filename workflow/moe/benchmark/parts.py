@@ -29,6 +29,8 @@ TINY = Shape(vocabulary=64, width=16, layers=2, heads=2, kv_heads=1)
 TINY |= dict(expert_width=16, experts=4, top_k=2, batch=2, sequence=16)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CLOSELY = ("relu", "rmoe", "rmoe p/width as 0.9B")  # the papers' own, whose cost is a claim: more turns
+# by torch.compile, too; in bfloat16 alone, as it knows grouped products in nothing else
+COMPILED = ("ours", "Mixtral, grouped_mm", "Mixtral, DeepSpeed MoE")
 PATHS = [(1, 1), (8, 1), (8, 2), (32, 1), (32, 2), (128, 2)]  # E, k
 
 
@@ -71,17 +73,22 @@ def peers_part(device: torch.device, rounds: int, dtype: str, tiny: bool) -> lis
     more memory than a laptop has at this shape, so it runs on a GPU only.
     """
     shape, steps = TINY if tiny else PEERS, {}
-    implementations = ["eager", "grouped_mm"] + (["batched_mm"] if device.type == "cuda" or tiny else [])
+    contenders = {"ours": (ours, {"name": "topk"}), "Mixtral, eager": (mixtral, "eager")}
+    contenders["Mixtral, grouped_mm"] = (mixtral, "grouped_mm")
+    if device.type == "cuda" or tiny:
+        contenders["Mixtral, batched_mm"] = (mixtral, "batched_mm")
+    contenders["Mixtral, DeepSpeed MoE"] = (deepspeed_moe, True)
+    contenders["Mixtral, DeepSpeed MoE, no token dropped"] = (deepspeed_moe, False)
     for name, kind in DTYPES.items():
-        steps["ours", name] = Alone(ours, shape, {"name": "topk"}, kind, device)
-        for one in implementations:
-            steps[f"Mixtral, {one}", name] = Alone(mixtral, shape, one, kind, device)
-        steps["Mixtral, DeepSpeed MoE", name] = Alone(deepspeed_moe, shape, True, kind, device)
-        steps["Mixtral, DeepSpeed MoE, no token dropped", name] = Alone(deepspeed_moe, shape, False, kind, device)
+        for one, (build, what) in contenders.items():
+            steps[one, name] = Alone(build, shape, what, kind, device)
+    for one in COMPILED[:1] if tiny else COMPILED:
+        build, what = contenders[one]
+        steps[f"{one}, compiled", "bfloat16"] = Alone(build, shape, what, torch.bfloat16, device, compiled=True)
     seconds = in_turns(steps, rounds)
     for step in steps.values():
         step.close()
-    fastest = min((s for s in steps if s[0] != "ours"), key=lambda s: statistics.median(seconds[s]))
+    fastest = min((s for s in steps if not s[0].startswith("ours")), key=lambda s: statistics.median(seconds[s]))
     rows = []
     for key in steps:
         row = _row("peers", key[0], key[1], shape, seconds[key], rounds)

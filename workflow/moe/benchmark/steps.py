@@ -52,6 +52,7 @@ def ours(
     dtype: torch.dtype,
     device: torch.device,
     batches: Callable[[], Tensor] | None = None,
+    compiled: bool = False,
 ) -> Any:
     """The step that moe.train makes, ZeRO-1 engine and all; `.engine` is there to be asked.
 
@@ -63,7 +64,8 @@ def ours(
     torch.manual_seed(0)
     model = Decoder(**shape.model, router=router).train()
     batch = shape["batch"]
-    engine = build_engine(model.to(device, dtype), batch=batch, micro_batch=batch, ranks=1, dtype=dtype)
+    options = dict(batch=batch, micro_batch=batch, ranks=1, dtype=dtype, compile=compiled)
+    engine = build_engine(model.to(device, dtype), **options)
     for group in engine.optimizer.param_groups:
         group["lr"] = RATE
 
@@ -80,8 +82,12 @@ def ours(
     return step
 
 
-def plain(model: nn.Module, losses: Callable[[Tensor], Tensor], shape: Shape, device: torch.device) -> Step:
+def plain(
+    model: nn.Module, losses: Callable[[Tensor], Tensor], shape: Shape, device: torch.device, compiled: bool
+) -> Step:
     """A peer's step as its users write it: torch's fused AdamW and gradient clipping."""
+    if compiled:
+        model.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
 
     def step() -> float:
@@ -119,7 +125,7 @@ def mixtral_model(shape: Shape, experts: str, balanced: bool) -> MixtralForCausa
     return MixtralForCausalLM(config).train()
 
 
-def mixtral(shape: Shape, experts: str, dtype: torch.dtype, device: torch.device) -> Step:
+def mixtral(shape: Shape, experts: str, dtype: torch.dtype, device: torch.device, compiled: bool = False) -> Step:
     """Its train step."""
     model = mixtral_model(shape, experts, True).to(device, dtype)
 
@@ -129,7 +135,7 @@ def mixtral(shape: Shape, experts: str, dtype: torch.dtype, device: torch.device
         loss = F.cross_entropy(output.logits.float().flatten(0, 1), tokens_BS[:, 1:].flatten())
         return loss + BALANCE * output.aux_loss
 
-    return plain(model, losses, shape, device)
+    return plain(model, losses, shape, device, compiled)
 
 
 class DeepSpeedExperts(nn.Module):
@@ -146,7 +152,7 @@ class DeepSpeedExperts(nn.Module):
         return y_BSD
 
 
-def deepspeed_moe(shape: Shape, drop: bool, dtype: torch.dtype, device: torch.device) -> Step:
+def deepspeed_moe(shape: Shape, drop: bool, dtype: torch.dtype, device: torch.device, compiled: bool = False) -> Step:
     """transformers' Mixtral with DeepSpeed's MoE layers; `drop`: their default capacity, else no token is dropped."""
     if not torch.distributed.is_initialized():
         init_ranks(device)
@@ -163,7 +169,7 @@ def deepspeed_moe(shape: Shape, drop: bool, dtype: torch.dtype, device: torch.de
         loss = F.cross_entropy(logits_BSV.float().flatten(0, 1), tokens_BS[:, 1:].flatten())
         return loss + BALANCE * sum(layer.balance for layer in layers)
 
-    return plain(model, losses, shape, device)
+    return plain(model, losses, shape, device, compiled)
 
 
 __all__ = ["Shape", "deepspeed_moe", "mixtral", "ours", "reader"]
