@@ -126,6 +126,7 @@ def test_every_part_has_its_rows_with_provenance(table):
     assert {row["contender"] for row in rows if row["part"] == "mfu"} == {
         f"remoe-tiny {router}" for router in ("none", "topk", "relu", "rmoe")
     }
+    assert {"ours", "ours, compiled"} <= {row["contender"] for row in rows if row["part"] == "peers"}
     for row in rows:
         assert float(row["tokens_per_second"]) > 0 and row["device"] and row["torch"] == torch.__version__
         assert bool(row["ratio"]) == bool(row["baseline"]) or row["part"] == "peers"

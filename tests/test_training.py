@@ -311,12 +311,13 @@ def test_every_kind_of_engine_resumes_exactly(ranks, change, corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_compiled_model_trains_to_the_same_numbers(undisturbed, corpus, tmp_path, monkeypatch):
+@pytest.mark.parametrize("router", ["topk", "rmoe-relu"])
+def test_a_compiled_model_trains_to_the_same_numbers(router, undisturbed, corpus, tmp_path, monkeypatch):
     made = tmp_path / "compiled"
     monkeypatch.setitem(ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR", str(made))
-    folder = trained(write_spec(tmp_path / "run", "topk", compile=True), corpus)
+    folder = trained(write_spec(tmp_path / "run", router, compile=True), corpus)
     assert list(made.rglob("*.so")), "nothing was compiled"
-    for mine, other in zip(numbers(folder), numbers(undisturbed("topk")), strict=True):
+    for mine, other in zip(numbers(folder), numbers(undisturbed(router)), strict=True):
         assert float(mine["loss"]) == pytest.approx(float(other["loss"]), rel=1e-3)
 
 
