@@ -62,14 +62,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, help="CSV to write")
     parser.add_argument("--parts", default="routers,experts,peers", help=f"some of {','.join(PARTS)}")
-    parser.add_argument("--rounds", type=int, default=21, help="turns that count")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=11,
+        help="turns that count; of what is compared closely two or three times as many",
+    )
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="on a CPU, but for peers")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--setups", type=Path, nargs="*", default=[], help="of part mfu")
     parser.add_argument("--corpus", type=Path, help="folder of a prepared corpus, the text of part mfu")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tiny", action="store_true", help="shapes for a test")
-    parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if any(os.environ.get(key) != value for key, value in ALLOCATOR.items()):  # as for trainings; peers get it too
         os.execve(sys.executable, [sys.executable, "-m", "moe.benchmark", *sys.argv[1:]], os.environ | ALLOCATOR)
@@ -77,11 +81,6 @@ def main() -> None:
     device = torch.device(arguments.device)
 
     def command() -> None:
-        if arguments.memory:
-            from moe.benchmark.parts import memory_of
-
-            print(memory_of(arguments.memory, device, arguments.tiny))
-            return
         rows = measure(arguments, device)
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         with arguments.output.open("w", newline="") as file:

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
@@ -20,8 +22,7 @@ class Alone:
     """
 
     def __init__(self, build: Callable[..., Callable[[], float]], *arguments: Any, **options: Any):
-        context = get_context("forkserver")
-        context.set_forkserver_preload([build.__module__])  # imported once for all of them
+        context = _context(build)
         self.pipe, theirs = context.Pipe()
         threads = torch.get_num_threads()
         self.process = context.Process(
@@ -49,10 +50,26 @@ class Alone:
             raise RuntimeError(f"the contender's process ended with {self.process.exitcode}") from None
 
 
-def _serve(pipe: Connection, threads: int, build: Callable[[], Callable[[], float]]) -> None:
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of a module answers there; what it raises is raised here, and its memory ends with it."""
+    with ProcessPoolExecutor(1, _context(function), _enter, (torch.get_num_threads(),)) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _context(function: Callable[..., Any]) -> BaseContext:
+    context = get_context("forkserver")
+    context.set_forkserver_preload([function.__module__])  # imported once for all of them
+    return context
+
+
+def _enter(threads: int) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):  # of the process group of whoever asks
         os.environ.pop(name, None)
     torch.set_num_threads(threads)
+
+
+def _serve(pipe: Connection, threads: int, build: Callable[[], Callable[[], float]]) -> None:
+    _enter(threads)
     step = build()
     answer = 0.0
     while True:

@@ -1,10 +1,10 @@
-"""The four parts of the benchmark, each a list of rows for the table."""
+"""The four parts of the benchmark, each a list of rows for the table.
 
-import json
-import os
+What is compared shares a process or has one of its own: an engine is never quite freed, and one process with all of them
+would grow by gigabytes.
+"""
+
 import statistics
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from moe.accounting import training_flops, utilisation
-from moe.benchmark.alone import Alone
+from moe.benchmark.alone import Alone, in_own_process
 from moe.benchmark.paths import paths
 from moe.benchmark.steps import Shape, deepspeed_moe, mixtral, ours, reader
 from moe.benchmark.turns import in_turns, speed_ratio
@@ -41,16 +41,32 @@ def routers_part(device: torch.device, rounds: int, dtype: str, tiny: bool) -> l
     # the paper's state of 128 is a tenth of its large model's width, here half of it
     contenders["rmoe p/width as 0.9B"] = {"name": "rmoe", "state": max(1, shape["width"] // 10)}
     for name, router in contenders.items():
-        baseline = "smoe" if ROUTERS[router["name"]].get("normalise") == "chosen" else "topk"
-        pair = {name: router, baseline: {"name": baseline}}
-        steps = {one: ours(shape, pair[one], DTYPES[dtype], device) for one in pair}
         turns = 3 * rounds if name in CLOSELY else rounds
-        seconds = in_turns(steps, turns)
-        row = _row("routers", name, dtype, shape, seconds[name], turns) | _ratio(seconds, name, baseline)
-        row["active_experts"] = steps[name].statistics["active_experts"]
-        row["peak_memory_mib"] = _memory(["router", json.dumps(router), dtype], device, tiny)
-        rows.append(row)
+        row = in_own_process(router_row, name, router, shape, turns, dtype, device)
+        rows.append(row | {"peak_memory_mib": in_own_process(memory_of, router, shape, dtype, device)})
     return rows
+
+
+def router_row(
+    name: str, router: dict[str, Any], shape: Shape, turns: int, dtype: str, device: torch.device
+) -> dict[str, Any]:
+    """A router's train step beside that of top-k with the same normalisation."""
+    baseline = "smoe" if ROUTERS[router["name"]].get("normalise") == "chosen" else "topk"
+    pair = {name: router, baseline: {"name": baseline}}
+    steps = {one: ours(shape, pair[one], DTYPES[dtype], device) for one in pair}
+    seconds = in_turns(steps, turns)
+    row = _row("routers", name, dtype, shape, seconds[name], turns) | _ratio(seconds, name, baseline)
+    return row | {"active_experts": steps[name].statistics["active_experts"]}
+
+
+def memory_of(router: dict[str, Any], shape: Shape, dtype: str, device: torch.device) -> float:
+    """MiB that model, optimiser and three steps add at their peak, which cannot be reset on a CPU: a process each."""
+    before = psutil.Process().memory_info().rss / 2**20
+    step = ours(shape, router, DTYPES[dtype], device)
+    for _ in range(3):
+        step()
+    peak = 1024 * peak_memory(device)
+    return peak if device.type == "cuda" else peak - before
 
 
 def experts_part(device: torch.device, rounds: int, dtype: str, tiny: bool) -> list[dict[str, Any]]:
@@ -85,13 +101,14 @@ def peers_part(device: torch.device, rounds: int, dtype: str, tiny: bool) -> lis
     for one in COMPILED[:1] if tiny else COMPILED:
         build, what = contenders[one]
         steps[f"{one}, compiled", "bfloat16"] = Alone(build, shape, what, torch.bfloat16, device, compiled=True)
-    seconds = in_turns(steps, rounds)
+    turns = 2 * rounds
+    seconds = in_turns(steps, turns)
     for step in steps.values():
         step.close()
     fastest = min((s for s in steps if not s[0].startswith("ours")), key=lambda s: statistics.median(seconds[s]))
     rows = []
     for key in steps:
-        row = _row("peers", key[0], key[1], shape, seconds[key], rounds)
+        row = _row("peers", key[0], key[1], shape, seconds[key], turns)
         row |= _ratio(seconds, key, fastest) | {"baseline": ", ".join(fastest)}
         rows.append(row)
     return rows
@@ -105,32 +122,36 @@ def mfu_part(
     For a GPU. corpus: folder of a prepared corpus, whose ids take the first rows of the embedding; without one tokens
     are random. Raises ValueError where its vocabulary is larger than a setup's.
     """
-    rows, text = [], Corpus(corpus) if corpus else None
+    rows = []
     for size, setup in setups.items():
-        model, sequence = setup["model"], setup["training"]["sequence"]
         for name, experts in (("none", 1), ("topk", 8), ("relu", 8), ("rmoe", 8)):
-            shape = Shape(model | {"experts": experts, "top_k": 1, "batch": 1 if tiny else 8, "sequence": sequence})
-            if text and text.vocabulary > shape["vocabulary"]:
-                raise ValueError(
-                    f"{text.folder}: a vocabulary of {text.vocabulary} is larger than {shape['vocabulary']} of {size}"
-                )
-            steps = {}
-            for one in {name, "topk"} if name not in ("none", "topk") else {name}:
-                batches = reader(text, shape, device) if text else None
-                steps[one] = ours(shape, {"name": one}, torch.bfloat16, device, batches)
-            seconds = in_turns(steps, rounds)
-            row = _row("mfu", f"{size} {name}", "bfloat16", shape, seconds[name], rounds)
-            active = steps[name].statistics.get("active_experts", 1.0)
-            kept = {k: shape[k] for k in ("width", "layers", "heads", "kv_heads", "expert_width", "vocabulary")}
-            flops = shape["batch"] * training_flops(sequence, active_experts=active, **kept)
-            rate = flops / statistics.median(seconds[name])
-            if device.type == "cuda":
-                row["mfu"] = utilisation(rate, torch.cuda.get_device_name())
-                row["host_syncs"] = _host_syncs(steps[name])
-            if "topk" in steps and name != "topk":
-                row |= _ratio(seconds, name, "topk", prefix=f"{size} ")
-            rows.append(row | {"active_experts": active})
+            more = {"experts": experts, "top_k": 1, "batch": 1 if tiny else 8}
+            shape = Shape(setup["model"] | more | {"sequence": setup["training"]["sequence"]})
+            rows.append(in_own_process(mfu_row, size, name, shape, rounds, corpus, device))
     return rows
+
+
+def mfu_row(
+    size: str, name: str, shape: Shape, rounds: int, corpus: Path | None, device: torch.device
+) -> dict[str, Any]:
+    """A router's train step at a size, beside that of top-k."""
+    text, steps = Corpus(corpus) if corpus else None, {}
+    if text and text.vocabulary > shape["vocabulary"]:
+        raise ValueError(f"{corpus}: a vocabulary of {text.vocabulary} is larger than {shape['vocabulary']} of {size}")
+    for one in {name, "topk"} if name not in ("none", "topk") else {name}:
+        batches = reader(text, shape, device) if text else None
+        steps[one] = ours(shape, {"name": one}, torch.bfloat16, device, batches)
+    seconds = in_turns(steps, rounds)
+    row = _row("mfu", f"{size} {name}", "bfloat16", shape, seconds[name], rounds)
+    active = steps[name].statistics.get("active_experts", 1.0)
+    kept = {k: shape[k] for k in ("width", "layers", "heads", "kv_heads", "expert_width", "vocabulary")}
+    flops = shape["batch"] * training_flops(shape["sequence"], active_experts=active, **kept)
+    if device.type == "cuda":
+        row["mfu"] = utilisation(flops / statistics.median(seconds[name]), torch.cuda.get_device_name())
+        row["host_syncs"] = _host_syncs(steps[name])
+    if "topk" in steps and name != "topk":
+        row |= _ratio(seconds, name, "topk", prefix=f"{size} ")
+    return row | {"active_experts": active}
 
 
 def _row(part: str, contender: str, dtype: str, shape: Shape, seconds: list[float], rounds: int) -> dict[str, Any]:
@@ -143,28 +164,6 @@ def _ratio(seconds: dict, name: Any, baseline: Any, prefix: str = "", suffix: st
         return {}
     median, low, high = speed_ratio(seconds[name], seconds[baseline])
     return {"baseline": f"{prefix}{baseline}{suffix}", "ratio": median, "ratio_low": low, "ratio_high": high}
-
-
-def _memory(what: list[str], device: torch.device, tiny: bool) -> float:
-    """MiB that a step adds at its peak, measured in a process of its own: a peak cannot be reset on a CPU."""
-    command = [sys.executable, "-m", "moe.benchmark", "--memory", *what, "--device", device.type]
-    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    alone["PYTHONPATH"] = str(Path(__file__).parents[2])
-    done = subprocess.run(
-        command + (["--tiny"] if tiny else []), env=alone, stdout=subprocess.PIPE, text=True, check=True
-    )
-    return float(done.stdout.split()[-1])
-
-
-def memory_of(what: list[str], device: torch.device, tiny: bool) -> float:
-    """What `_memory`'s child measures: peak MiB of model, optimiser and three steps."""
-    _, router, dtype = what
-    before = psutil.Process().memory_info().rss / 2**20
-    step = ours(TINY if tiny else ROUTED, json.loads(router), DTYPES[dtype], device)
-    for _ in range(3):
-        step()
-    peak = 1024 * peak_memory(device)
-    return peak if device.type == "cuda" else peak - before
 
 
 def _host_syncs(step) -> int:
