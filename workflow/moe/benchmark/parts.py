@@ -1,7 +1,7 @@
 """The four parts of the benchmark, each a list of rows for the table.
 
-What is compared shares a process or has one of its own: an engine is never quite freed, and one process with all of them
-would grow by gigabytes.
+What is compared shares a process or has one of its own: an engine is never quite freed, and one process with all of
+them would grow by gigabytes.
 """
 
 import statistics
