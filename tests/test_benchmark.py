@@ -154,7 +154,7 @@ def test_table_and_figure_are_drawn_from_the_csv_alone(table, tmp_path):
     outputs = [tmp_path / f"drawn.{suffix}" for suffix in ("md", "svg", "csv")]
     draw_benchmark(table, outputs)
     page = outputs[0].read_text()
-    assert "Whole train step, over the fastest peer" in page and "| ours | float32 |" in page
+    assert "Whole train step, over the fastest peer in the same precision" in page and "| ours | float32 |" in page
     assert outputs[1].read_text().startswith("<?xml")
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -40,22 +41,23 @@ def provenance(device: torch.device) -> dict[str, str | int]:
     return {"device": device_name(device), "threads": threads, "torch": torch.__version__, "commit": commit or ""}
 
 
-def measure(arguments: argparse.Namespace, device: torch.device) -> list[dict]:
-    """Rows of all chosen parts."""
+def measure(arguments: argparse.Namespace, device: torch.device) -> Iterator[list[dict]]:
+    """Rows of one chosen part after the other."""
     from moe.benchmark import parts  # after the threads are set
 
     best = "bfloat16" if device.type == "cuda" else arguments.dtype
-    rows = []
-    for name in arguments.parts.split(","):
+    chosen = arguments.parts.split(",")
+    for name in chosen:
         if name not in PARTS:
             raise ValueError(f"--parts: {name!r} is unknown, expected some of {', '.join(PARTS)}")
+    for name in chosen:
         note(f"benchmark: {name}")
         if name == "mfu":
             setups = {path.stem: yaml.safe_load(path.read_text()) for path in arguments.setups}
-            rows += parts.mfu_part(device, arguments.rounds, setups, arguments.corpus, arguments.tiny)
+            rows = parts.mfu_part(device, arguments.rounds, setups, arguments.corpus, arguments.tiny)
         else:
-            rows += getattr(parts, f"{name}_part")(device, arguments.rounds, best, arguments.tiny)
-    return [row | provenance(device) for row in rows]
+            rows = getattr(parts, f"{name}_part")(device, arguments.rounds, best, arguments.tiny)
+        yield [row | provenance(device) for row in rows]
 
 
 def main() -> None:
@@ -81,12 +83,13 @@ def main() -> None:
     device = torch.device(arguments.device)
 
     def command() -> None:
-        rows = measure(arguments, device)
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         with arguments.output.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
+            for rows in measure(arguments, device):
+                writer.writerows(rows)
+                file.flush()  # should a later part fail, these were measured
 
     sys.exit(exit_code(command))
 

@@ -83,12 +83,13 @@ def experts_part(device: torch.device, rounds: int, dtype: str, tiny: bool) -> l
 
 
 def peers_part(device: torch.device, rounds: int, dtype: str, tiny: bool) -> list[dict[str, Any]]:
-    """The whole train step in both precisions against transformers' Mixtral and DeepSpeed's MoE layer, a process each.
+    """The whole train step against transformers' Mixtral and DeepSpeed's MoE layer, a process each.
 
-    Ratios are to the fastest peer in its best precision. Mixtral's `batched_mm` gathers each token's expert weights,
-    more memory than a laptop has at this shape, so it runs on a GPU only.
+    One precision after the other, since all contenders of both take more memory than a laptop has; ratios are to the
+    fastest peer of the same precision. Mixtral's `batched_mm` gathers each token's expert weights, more memory again at
+    this shape, so it runs on a GPU only.
     """
-    shape, steps = TINY if tiny else PEERS, {}
+    shape, rows, turns = TINY if tiny else PEERS, [], 2 * rounds
     contenders = {"ours": (ours, {"name": "topk"}), "Mixtral, eager": (mixtral, "eager")}
     contenders["Mixtral, grouped_mm"] = (mixtral, "grouped_mm")
     if device.type == "cuda" or tiny:
@@ -96,21 +97,16 @@ def peers_part(device: torch.device, rounds: int, dtype: str, tiny: bool) -> lis
     contenders["Mixtral, DeepSpeed MoE"] = (deepspeed_moe, True)
     contenders["Mixtral, DeepSpeed MoE, no token dropped"] = (deepspeed_moe, False)
     for name, kind in DTYPES.items():
-        for one, (build, what) in contenders.items():
-            steps[one, name] = Alone(build, shape, what, kind, device)
-    for one in COMPILED[:1] if tiny else COMPILED:
-        build, what = contenders[one]
-        steps[f"{one}, compiled", "bfloat16"] = Alone(build, shape, what, torch.bfloat16, device, compiled=True)
-    turns = 2 * rounds
-    seconds = in_turns(steps, turns)
-    for step in steps.values():
-        step.close()
-    fastest = min((s for s in steps if not s[0].startswith("ours")), key=lambda s: statistics.median(seconds[s]))
-    rows = []
-    for key in steps:
-        row = _row("peers", key[0], key[1], shape, seconds[key], turns)
-        row |= _ratio(seconds, key, fastest) | {"baseline": ", ".join(fastest)}
-        rows.append(row)
+        steps = {one: Alone(build, shape, what, kind, device) for one, (build, what) in contenders.items()}
+        for one in COMPILED[:1] if tiny else COMPILED:
+            build, what = contenders[one]
+            if kind == torch.bfloat16:
+                steps[f"{one}, compiled"] = Alone(build, shape, what, kind, device, compiled=True)
+        seconds = in_turns(steps, turns)
+        for step in steps.values():
+            step.close()
+        fastest = min((one for one in steps if not one.startswith("ours")), key=lambda s: statistics.median(seconds[s]))
+        rows += [_row("peers", one, name, shape, seconds[one], turns) | _ratio(seconds, one, fastest) for one in steps]
     return rows
 
 

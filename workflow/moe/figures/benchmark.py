@@ -9,7 +9,7 @@ from moe.figures.style import BLUE, RED, Picture, panels
 TITLES = {
     "routers": "train step by router, over top-k with the same normalisation",
     "experts": "experts alone, over a dense feed-forward of equal active FLOPs",
-    "peers": "whole train step, over the fastest peer",
+    "peers": "whole train step, over the fastest peer in the same precision",
     "mfu": "train step at the papers' sizes, over top-k",
 }
 COLUMNS = {
