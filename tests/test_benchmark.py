@@ -132,9 +132,11 @@ def test_every_part_has_its_rows_with_provenance(table):
         assert bool(row["ratio"]) == bool(row["baseline"]) or row["part"] == "peers"
 
 
-def test_routers_are_measured_beside_top_k_of_their_normalisation(monkeypatch):
+@pytest.mark.parametrize("text", [True, False])
+def test_routers_are_measured_beside_top_k_of_their_normalisation(text, monkeypatch, tmp_path):
+    write_corpus(tmp_path)
     monkeypatch.setattr(parts, "ROUTERS", {name: parts.ROUTERS[name] for name in ("relu", "rmoe")})
-    rows = parts.routers_part(CPU, 2, "float32", tiny=True)
+    rows = parts.routers_part(CPU, 2, "float32", tmp_path if text else None, tiny=True)
     assert [row["contender"] for row in rows] == ["relu", "rmoe", "rmoe p/width as 0.9B"]
     assert [row["baseline"] for row in rows] == ["topk", "smoe", "smoe"]
     assert [row["rounds"] for row in rows] == [6, 6, 6]  # the papers' own: three times as many turns

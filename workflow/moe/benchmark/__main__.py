@@ -55,6 +55,8 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> Iterator[lis
         if name == "mfu":
             setups = {path.stem: yaml.safe_load(path.read_text()) for path in arguments.setups}
             rows = parts.mfu_part(device, arguments.rounds, setups, arguments.corpus, arguments.tiny)
+        elif name == "routers":
+            rows = parts.routers_part(device, arguments.rounds, best, arguments.corpus, arguments.tiny)
         else:
             rows = getattr(parts, f"{name}_part")(device, arguments.rounds, best, arguments.tiny)
         yield [row | provenance(device) for row in rows]
@@ -73,7 +75,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="on a CPU, but for peers")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--setups", type=Path, nargs="*", default=[], help="of part mfu")
-    parser.add_argument("--corpus", type=Path, help="folder of a prepared corpus, the text of part mfu")
+    parser.add_argument("--corpus", type=Path, help="folder of a prepared corpus, the text of parts routers and mfu")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tiny", action="store_true", help="shapes for a test")
     arguments = parser.parse_args()

@@ -34,29 +34,51 @@ COMPILED = ("ours", "Mixtral, grouped_mm", "Mixtral, DeepSpeed MoE")
 PATHS = [(1, 1), (8, 1), (8, 2), (32, 1), (32, 2), (128, 2)]  # E, k
 
 
-def routers_part(device: torch.device, rounds: int, dtype: str, tiny: bool) -> list[dict[str, Any]]:
-    """Every router's train step and memory, and its speed over top-k with the same normalisation, pair by pair."""
+def routers_part(
+    device: torch.device, rounds: int, dtype: str, corpus: Path | None, tiny: bool
+) -> list[dict[str, Any]]:
+    """Every router's train step and memory, and its speed over top-k with the same normalisation, pair by pair.
+
+    corpus: folder of a prepared corpus. Without one tokens are random: nothing to learn but that all are alike, so that
+    the activity of ReLU gates swings from batch to batch.
+    """
     shape, rows = TINY if tiny else ROUTED, []
+    if corpus:
+        shape = Shape(shape | {"vocabulary": max(shape["vocabulary"], Corpus(corpus).vocabulary)})
     contenders = {name: {"name": name} for name in ROUTERS}
     # the paper's state of 128 is a tenth of its large model's width, here half of it
     contenders["rmoe p/width as 0.9B"] = {"name": "rmoe", "state": max(1, shape["width"] // 10)}
     for name, router in contenders.items():
         turns = 3 * rounds if name in CLOSELY else rounds
-        row = in_own_process(router_row, name, router, shape, turns, dtype, device)
+        row = in_own_process(router_row, name, router, shape, turns, dtype, corpus, device)
         rows.append(row | {"peak_memory_mib": in_own_process(memory_of, router, shape, dtype, device)})
     return rows
 
 
 def router_row(
-    name: str, router: dict[str, Any], shape: Shape, turns: int, dtype: str, device: torch.device
+    name: str,
+    router: dict[str, Any],
+    shape: Shape,
+    turns: int,
+    dtype: str,
+    corpus: Path | None,
+    device: torch.device,
 ) -> dict[str, Any]:
-    """A router's train step beside that of top-k with the same normalisation."""
+    """A router's train step beside that of top-k with the same normalisation; active experts are a mean over turns."""
     baseline = "smoe" if ROUTERS[router["name"]].get("normalise") == "chosen" else "topk"
-    pair = {name: router, baseline: {"name": baseline}}
-    steps = {one: ours(shape, pair[one], DTYPES[dtype], device) for one in pair}
-    seconds = in_turns(steps, turns)
+    pair, text = {name: router, baseline: {"name": baseline}}, Corpus(corpus) if corpus else None
+    steps, active = {}, []
+    for one in pair:
+        batches = reader(text, shape, device) if text else None
+        steps[one] = ours(shape, pair[one], DTYPES[dtype], device, batches)
+
+    def watched() -> None:
+        steps[name]()
+        active.append(steps[name].statistics["active_experts"])
+
+    seconds = in_turns(steps | {name: watched}, turns)
     row = _row("routers", name, dtype, shape, seconds[name], turns) | _ratio(seconds, name, baseline)
-    return row | {"active_experts": steps[name].statistics["active_experts"]}
+    return row | {"active_experts": statistics.mean(active[-turns:])}
 
 
 def memory_of(router: dict[str, Any], shape: Shape, dtype: str, device: torch.device) -> float:
