@@ -48,8 +48,9 @@ def test_interval_of_the_median_follows_from_fair_coins():
 
 
 def test_real_text_is_read_window_by_window(tmp_path):
-    write_corpus(tmp_path)
-    corpus, batches = Corpus(tmp_path), reader(Corpus(tmp_path), TINY, CPU)
+    write_corpus(tmp_path / "corpus")
+    corpus = Corpus(tmp_path / "corpus")
+    batches = reader(corpus, TINY, CPU)
     first, second = batches(), batches()
     assert first.shape == (TINY["batch"], TINY["sequence"] + 1) and not torch.equal(first, second)
     text = corpus.tokens("train").astype(int).tolist()
@@ -134,9 +135,10 @@ def test_every_part_has_its_rows_with_provenance(table):
 
 @pytest.mark.parametrize("text", [True, False])
 def test_routers_are_measured_beside_top_k_of_their_normalisation(text, monkeypatch, tmp_path):
-    write_corpus(tmp_path)
+    corpus = tmp_path / "corpus"
+    write_corpus(corpus)
     monkeypatch.setattr(parts, "ROUTERS", {name: parts.ROUTERS[name] for name in ("relu", "rmoe")})
-    rows = parts.routers_part(CPU, 2, "float32", tmp_path if text else None, tiny=True)
+    rows = parts.routers_part(CPU, 2, "float32", corpus if text else None, tiny=True)
     assert [row["contender"] for row in rows] == ["relu", "rmoe", "rmoe p/width as 0.9B"]
     assert [row["baseline"] for row in rows] == ["topk", "smoe", "smoe"]
     assert [row["rounds"] for row in rows] == [6, 6, 6]  # the papers' own: three times as many turns
