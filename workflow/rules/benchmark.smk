@@ -1,12 +1,12 @@
 # How fast this machine trains: not a part of `all`; `snakemake benchmark` measures anew where nothing else runs.
 DEVICE = "gpu" if GPUS else "cpu"
-TEXT = "results/corpora/" + ("local-bpe" if GPUS else "local-bpe-1024")
+TEXT = "local-bpe" if GPUS else "local-bpe-1024"
 
 
 rule measure_speed:
     """Train steps of every router, of the expert paths and of peers, timed in turns."""
     input:
-        corpus=f"{TEXT}/manifest.json",  # real text: what is routed depends on it
+        corpus=f"results/corpora/{TEXT}/manifest.json",  # real text: what is routed depends on it
     output:
         "results/benchmark/{device}.csv",
     log:
@@ -18,7 +18,7 @@ rule measure_speed:
         **asks("measure_speed", gpu=1),
     params:
         parts="routers,experts,peers,mfu" if GPUS else "routers,experts,peers",
-        corpus=TEXT,
+        corpus=lambda wildcards, input: Path(input.corpus).parent,
         setups=[f"{tables.folder}/setups/remoe-{size}.yaml" for size in ("182m", "469m", "978m")],
     shell:
         "python -m moe.benchmark --parts {params.parts} --setups {params.setups} --corpus {params.corpus} --output {output} &> {log}"
