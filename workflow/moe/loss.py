@@ -43,10 +43,9 @@ class _HeadLoss(torch.autograd.Function):
                 torch.mm(x_CD, weight_VD.t(), out=logits_CV)
             else:
                 torch.addmm(bias_V, x_CD, weight_VD.t(), out=logits_CV)
-            if exact == x_TD.dtype:
-                torch.softmax(logits_CV, -1, out=probs_CV)
-            else:
-                torch.softmax(probs_CV.copy_(logits_CV), -1, out=probs_CV)
+            # a CPU would make a second float32 copy; a GPU converts on the way
+            cast = x_TD.device.type == "cpu" and exact != x_TD.dtype
+            torch.softmax(probs_CV.copy_(logits_CV) if cast else logits_CV, -1, dtype=exact, out=probs_CV)
             # log Σ exp from the largest probability, which cannot underflow: one pass fewer than logsumexp
             log_total_C = logits_CV.amax(-1).to(exact) - probs_CV.amax(-1).log()
             total += (log_total_C - logits_CV.gather(-1, targets_C1)[:, 0]).sum()
