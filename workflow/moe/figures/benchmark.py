@@ -69,8 +69,8 @@ def picture(frame: pd.DataFrame) -> Picture:
     figure, axes = panels(len(parts), 1, height=0.6 + 0.19 * sum(heights), **options)
     for axis, part in zip(axes[:, 0], parts, strict=True):
         rows = rated[rated["part"] == part].iloc[::-1]
-        names = [f"{row['contender']} ({row['dtype']})" for _, row in rows.iterrows()]
-        colours = [RED if row["contender"] == "ours" else BLUE for _, row in rows.iterrows()]
+        names = [_name(row) for _, row in rows.iterrows()]
+        colours = [RED if row["contender"].startswith("ours") else BLUE for _, row in rows.iterrows()]
         around = [rows["ratio"] - rows["ratio_low"].fillna(rows["ratio"]), rows["ratio_high"].fillna(rows["ratio"])]
         around[1] = around[1] - rows["ratio"]
         axis.errorbar(rows["ratio"], range(len(rows)), xerr=around, fmt="none", ecolor="#888888", elinewidth=1)
@@ -82,6 +82,12 @@ def picture(frame: pd.DataFrame) -> Picture:
         axis.set_xlabel("ratio of speeds")
     note = "Paired ratios within a turn, with 95 % intervals of their median; to the right of 1 is faster."
     return Picture(figure, rated, f"benchmark, {frame.iloc[0]['device']}", "How fast a train step is", [note])
+
+
+def _name(row: pd.Series) -> str:
+    """What was timed; how many experts were active, where it says, since a step costs what they do."""
+    active = f", {row['active_experts']:.2f} active" if pd.notna(row["active_experts"]) else ""
+    return f"{row['contender']} ({row['dtype']}{active})"
 
 
 def _interval(row: pd.Series) -> str | None:
