@@ -13,7 +13,7 @@ import torch
 from tiny_run import write_corpus
 
 from moe.benchmark import parts
-from moe.benchmark.alone import in_own_process
+from moe.benchmark.alone import in_own_process, in_processes
 from moe.benchmark.parts import PEERS, TINY, memory_of
 from moe.benchmark.paths import paths
 from moe.benchmark.steps import deepspeed_moe, mixtral, ours, reader
@@ -152,6 +152,15 @@ def test_what_a_process_of_its_own_raises_is_raised_here():
     with pytest.raises(ValueError, match="'nosuch' is unknown"):
         in_own_process(memory_of, {"name": "nosuch"}, TINY, "float32", CPU)
     assert in_own_process(os.getpid) != os.getpid()
+
+
+def test_turns_of_several_processes_make_one_row():
+    seconds, processes = in_processes(3, _turns_of_a_process, 2)
+    assert seconds == {"ours": [0, 1] * 3} and len(set(processes["id"])) == 3
+
+
+def _turns_of_a_process(turns):
+    return {"ours": list(range(turns))}, {"id": [os.getpid()]}
 
 
 def test_table_and_figure_are_drawn_from_the_csv_alone(table, tmp_path):

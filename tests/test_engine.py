@@ -4,7 +4,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from test_training import ENVIRONMENT
+
+from moe.one_rank import LANES, SMALL, _pieces
 
 STEPS = """
 import hashlib
@@ -55,3 +60,17 @@ def test_one_rank_is_spared_copies_and_no_bit_changes(precision, stage, tmp_path
     assert one == other and len(one) == 6
     copies = "one" if precision == "float32" and stage == "1" else "two"
     assert spared.stderr.splitlines()[-1] == copies and whole.stderr.splitlines()[-1] == "two"
+
+
+@given(st.lists(st.one_of(st.integers(1, 200), st.integers(SMALL, SMALL + 200)), max_size=8))
+def test_large_gradients_are_not_copied_whatever_lies_between_them(sizes):
+    gradients = [torch.arange(n, dtype=torch.float32) + n for n in sizes]
+    pieces = _pieces(gradients)
+    assert torch.equal(torch.cat([*pieces, torch.empty(0)]), torch.cat([*gradients, torch.empty(0)]))
+    assert all(piece.numel() % LANES == 0 for piece in pieces[:-1])  # each begins at a multiple
+    copied = sum(p.numel() for p in pieces if all(_apart(p, g) for g in gradients))
+    assert copied <= sum(n if n < SMALL else 2 * LANES for n in sizes)
+
+
+def _apart(one, other):
+    return one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr()

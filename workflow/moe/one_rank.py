@@ -112,24 +112,26 @@ def _adamw(
 
 
 def _pieces(gradients: list[Tensor]) -> list[Tensor]:
-    """The gradients in their order, flat: large ones as they are, the small ones between them joined.
+    """The gradients in their order, flat: large ones without a copy, the small ones between them joined.
 
-    Each piece begins at a multiple of LANES, as AdamW rounds the end of a tensor otherwise than what it moves at once.
+    Each piece begins at a multiple of LANES, as AdamW rounds the end of a tensor otherwise than what it moves at once;
+    a large gradient's first and last few numbers go with the small ones where they have to.
     """
     pieces, small, size = [], [], 0
     for gradient in gradients:
         flat = gradient.detach().reshape(-1)
-        if flat.numel() >= SMALL and flat.numel() % LANES == size % LANES == 0:
-            pieces += [*_joined(small), flat]
-            small, size = [], 0
-        else:
-            small.append(flat)
-            size += flat.numel()
+        if flat.numel() >= SMALL:
+            start = -size % LANES
+            end = start + (flat.numel() - start) // LANES * LANES
+            pieces += [*_joined([*small, flat[:start]]), flat[start:end]]
+            flat, small, size = flat[end:], [], 0
+        small.append(flat)
+        size += flat.numel()
     return pieces + _joined(small)
 
 
 def _joined(tensors: list[Tensor]) -> list[Tensor]:
-    return [torch.cat(tensors)] if tensors else []
+    return [torch.cat(tensors)] if any(tensor.numel() for tensor in tensors) else []
 
 
 def _norm(gradients: list[Tensor], params: list[Tensor], norm_type: float = 2) -> Tensor:

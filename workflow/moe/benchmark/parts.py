@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from moe.accounting import training_flops, utilisation
-from moe.benchmark.alone import Alone, in_own_process
+from moe.benchmark.alone import Alone, in_own_process, in_processes
 from moe.benchmark.paths import paths
 from moe.benchmark.steps import Shape, deepspeed_moe, mixtral, ours, reader
 from moe.benchmark.turns import in_turns, speed_ratio
@@ -28,7 +28,9 @@ ROUTED = Shape(PEERS | {"vocabulary": 2048, "batch": 4})
 TINY = Shape(vocabulary=64, width=16, layers=2, heads=2, kv_heads=1)
 TINY |= dict(expert_width=16, experts=4, top_k=2, batch=2, sequence=16)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-CLOSELY = ("relu", "rmoe", "rmoe p/width as 0.9B")  # the papers' own, whose cost is a claim: more turns
+CLOSELY = ("relu", "rmoe", "rmoe p/width as 0.9B")  # the papers' own, whose cost is a claim
+# where its memory comes to lie gives one of a process's contenders a per cent or two, however many turns they take
+PROCESSES = 3
 # by torch.compile, too; in bfloat16 alone, as it knows grouped products in nothing else
 COMPILED = ("ours", "Mixtral, grouped_mm", "Mixtral, DeepSpeed MoE")
 PATHS = [(1, 1), (8, 1), (8, 2), (32, 1), (32, 2), (128, 2)]  # E, k
@@ -49,8 +51,8 @@ def routers_part(
     # the paper's state of 128 is a tenth of its large model's width, here half of it
     contenders["rmoe p/width as 0.9B"] = {"name": "rmoe", "state": max(1, shape["width"] // 10)}
     for name, router in contenders.items():
-        turns = 3 * rounds if name in CLOSELY else rounds
-        row = in_own_process(router_row, name, router, shape, turns, dtype, corpus, device)
+        processes = PROCESSES if name in CLOSELY else 1
+        row = router_row(name, router, shape, rounds, dtype, corpus, device, processes)
         rows.append(row | {"peak_memory_mib": in_own_process(memory_of, router, shape, dtype, device)})
     return rows
 
@@ -59,15 +61,32 @@ def router_row(
     name: str,
     router: dict[str, Any],
     shape: Shape,
-    turns: int,
+    rounds: int,
     dtype: str,
     corpus: Path | None,
     device: torch.device,
+    processes: int,
 ) -> dict[str, Any]:
     """A router's train step beside that of top-k with the same normalisation; active experts are a mean over turns."""
     baseline = "smoe" if ROUTERS[router["name"]].get("normalise") == "chosen" else "topk"
-    pair, text = {name: router, baseline: {"name": baseline}}, Corpus(corpus) if corpus else None
-    steps, active = {}, []
+    pair = {name: router, baseline: {"name": baseline}}
+    seconds, active = in_processes(processes, beside_top_k, name, pair, shape, rounds, dtype, corpus, device)
+    turns = processes * rounds
+    row = _row("routers", name, dtype, shape, seconds[name], turns) | _ratio(seconds, name, baseline)
+    return row | {"active_experts": statistics.mean(active["active_experts"])}
+
+
+def beside_top_k(
+    name: str,
+    pair: dict[str, dict[str, Any]],
+    shape: Shape,
+    rounds: int,
+    dtype: str,
+    corpus: Path | None,
+    device: torch.device,
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds of each router of the pair in each turn, and how many experts of `name` were active in it."""
+    steps, active, text = {}, [], Corpus(corpus) if corpus else None
     for one in pair:
         batches = reader(text, shape, device) if text else None
         steps[one] = ours(shape, pair[one], DTYPES[dtype], device, batches)
@@ -76,9 +95,7 @@ def router_row(
         steps[name]()
         active.append(steps[name].statistics["active_experts"])
 
-    seconds = in_turns(steps | {name: watched}, turns)
-    row = _row("routers", name, dtype, shape, seconds[name], turns) | _ratio(seconds, name, baseline)
-    return row | {"active_experts": statistics.mean(active[-turns:])}
+    return in_turns(steps | {name: watched}, rounds), {"active_experts": active[-rounds:]}
 
 
 def memory_of(router: dict[str, Any], shape: Shape, dtype: str, device: torch.device) -> float:
@@ -94,14 +111,22 @@ def memory_of(router: dict[str, Any], shape: Shape, dtype: str, device: torch.de
 def experts_part(device: torch.device, rounds: int, dtype: str, tiny: bool) -> list[dict[str, Any]]:
     """The grouped path against a loop and against a dense feed-forward of equal active FLOPs."""
     tokens, width, expert_width = (64, 16, 16) if tiny else (4096, 256, 512)
-    rows = []
+    rows, turns = [], PROCESSES * rounds
     for experts, top_k in PATHS[:2] if tiny else PATHS:
-        seconds = in_turns(paths(tokens, width, expert_width, experts, top_k, DTYPES[dtype], device), 3 * rounds)
+        sizes = (tokens, width, expert_width, experts, top_k)
+        (seconds,) = in_processes(PROCESSES, paths_in_turns, sizes, rounds, dtype, device)
         for name in seconds:
             shape = Shape(experts=experts, top_k=top_k, batch=1, sequence=tokens)
-            row = _row("experts", f"{name} E={experts} k={top_k}", dtype, shape, seconds[name], 3 * rounds)
+            row = _row("experts", f"{name} E={experts} k={top_k}", dtype, shape, seconds[name], turns)
             rows.append(row | _ratio(seconds, name, "dense", suffix=f" E={experts} k={top_k}"))
     return rows
+
+
+def paths_in_turns(
+    sizes: tuple[int, ...], rounds: int, dtype: str, device: torch.device
+) -> tuple[dict[str, list[float]]]:
+    """Seconds of each path at these sizes (those of `paths`) in each turn."""
+    return (in_turns(paths(*sizes, DTYPES[dtype], device), rounds),)
 
 
 def peers_part(device: torch.device, rounds: int, dtype: str, tiny: bool) -> list[dict[str, Any]]:
