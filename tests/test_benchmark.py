@@ -155,12 +155,12 @@ def test_what_a_process_of_its_own_raises_is_raised_here():
 
 
 def test_turns_of_several_processes_make_one_row():
-    seconds, processes = in_processes(3, _turns_of_a_process, 2)
-    assert seconds == {"ours": [0, 1] * 3} and len(set(processes["id"])) == 3
+    turns = in_processes(3, _turns_of_a_process, 2)
+    assert turns["ours"] == [0, 1] * 3 and len(set(turns["process"])) == 3
 
 
 def _turns_of_a_process(turns):
-    return {"ours": list(range(turns))}, {"id": [os.getpid()]}
+    return {"ours": list(range(turns)), "process": [os.getpid()]}
 
 
 def test_table_and_figure_are_drawn_from_the_csv_alone(table, tmp_path):

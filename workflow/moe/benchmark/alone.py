@@ -56,10 +56,10 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def in_processes(processes: int, function: Callable[..., Any], *arguments: Any) -> tuple[dict[str, list[float]], ...]:
-    """What a function answers in so many processes, one after the other: dicts of lists, each list continued."""
+def in_processes(processes: int, function: Callable[..., Any], *arguments: Any) -> dict[str, list[float]]:
+    """What a function answers in so many processes, one after the other: a dict of lists, each list continued."""
     answers = [in_own_process(function, *arguments) for _ in range(processes)]
-    return tuple({key: sum((one[key] for one in same), []) for key in same[0]} for same in zip(*answers, strict=True))
+    return {key: sum((answer[key] for answer in answers), []) for key in answers[0]}
 
 
 def _context(function: Callable[..., Any]) -> BaseContext:

@@ -29,8 +29,7 @@ TINY = Shape(vocabulary=64, width=16, layers=2, heads=2, kv_heads=1)
 TINY |= dict(expert_width=16, experts=4, top_k=2, batch=2, sequence=16)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CLOSELY = ("relu", "rmoe", "rmoe p/width as 0.9B")  # the papers' own, whose cost is a claim
-# where its memory comes to lie gives one of a process's contenders a per cent or two, however many turns they take
-PROCESSES = 3
+PROCESSES = 3  # for what has to be close: a process favours one of its contenders, however many turns they take
 # by torch.compile, too; in bfloat16 alone, as it knows grouped products in nothing else
 COMPILED = ("ours", "Mixtral, grouped_mm", "Mixtral, DeepSpeed MoE")
 PATHS = [(1, 1), (8, 1), (8, 2), (32, 1), (32, 2), (128, 2)]  # E, k
@@ -70,10 +69,10 @@ def router_row(
     """A router's train step beside that of top-k with the same normalisation; active experts are a mean over turns."""
     baseline = "smoe" if ROUTERS[router["name"]].get("normalise") == "chosen" else "topk"
     pair = {name: router, baseline: {"name": baseline}}
-    seconds, active = in_processes(processes, beside_top_k, name, pair, shape, rounds, dtype, corpus, device)
-    turns = processes * rounds
+    seconds = in_processes(processes, beside_top_k, name, pair, shape, rounds, dtype, corpus, device)
+    active, turns = seconds.pop("active_experts"), processes * rounds
     row = _row("routers", name, dtype, shape, seconds[name], turns) | _ratio(seconds, name, baseline)
-    return row | {"active_experts": statistics.mean(active["active_experts"])}
+    return row | {"active_experts": statistics.mean(active)}
 
 
 def beside_top_k(
@@ -84,8 +83,8 @@ def beside_top_k(
     dtype: str,
     corpus: Path | None,
     device: torch.device,
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Seconds of each router of the pair in each turn, and how many experts of `name` were active in it."""
+) -> dict[str, list[float]]:
+    """Seconds of each router of the pair in each turn; `active_experts`: how many of `name` were active in it."""
     steps, active, text = {}, [], Corpus(corpus) if corpus else None
     for one in pair:
         batches = reader(text, shape, device) if text else None
@@ -95,7 +94,7 @@ def beside_top_k(
         steps[name]()
         active.append(steps[name].statistics["active_experts"])
 
-    return in_turns(steps | {name: watched}, rounds), {"active_experts": active[-rounds:]}
+    return in_turns(steps | {name: watched}, rounds) | {"active_experts": active[-rounds:]}
 
 
 def memory_of(router: dict[str, Any], shape: Shape, dtype: str, device: torch.device) -> float:
@@ -114,7 +113,7 @@ def experts_part(device: torch.device, rounds: int, dtype: str, tiny: bool) -> l
     rows, turns = [], PROCESSES * rounds
     for experts, top_k in PATHS[:2] if tiny else PATHS:
         sizes = (tokens, width, expert_width, experts, top_k)
-        (seconds,) = in_processes(PROCESSES, paths_in_turns, sizes, rounds, dtype, device)
+        seconds = in_processes(PROCESSES, paths_in_turns, sizes, rounds, dtype, device)
         for name in seconds:
             shape = Shape(experts=experts, top_k=top_k, batch=1, sequence=tokens)
             row = _row("experts", f"{name} E={experts} k={top_k}", dtype, shape, seconds[name], turns)
@@ -122,11 +121,9 @@ def experts_part(device: torch.device, rounds: int, dtype: str, tiny: bool) -> l
     return rows
 
 
-def paths_in_turns(
-    sizes: tuple[int, ...], rounds: int, dtype: str, device: torch.device
-) -> tuple[dict[str, list[float]]]:
+def paths_in_turns(sizes: tuple[int, ...], rounds: int, dtype: str, device: torch.device) -> dict[str, list[float]]:
     """Seconds of each path at these sizes (those of `paths`) in each turn."""
-    return (in_turns(paths(*sizes, DTYPES[dtype], device), rounds),)
+    return in_turns(paths(*sizes, DTYPES[dtype], device), rounds)
 
 
 def peers_part(device: torch.device, rounds: int, dtype: str, tiny: bool) -> list[dict[str, Any]]:
